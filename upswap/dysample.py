@@ -1,0 +1,443 @@
+"""DySample: upsampling as reading the input at learned positions.
+
+Liu et al., "Learning to Upsample by Learning to Sample", ICCV 2023, https://arxiv.org/abs/2308.15085.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from upswap import sampling
+from upswap.errors import OptionError, ShapeError
+from upswap.sampling import Mapping, Mode, Pair, Ratio
+
+Style = Literal["lp", "pl"]
+Init = Literal["match", "paper"]
+
+# The paper's, sections 3.3 and 4.
+DEFAULT_GROUPS: dict[Style, int] = {"lp": 4, "pl": 8}
+PAPER_OFFSET_STD = 0.001
+
+# `offset.bias` at the start of a dynamic-scope module that matches a resize. With an offset of exactly 0 the product
+# sigmoid(scope) * offset would give `scope` no gradient in the first step. 2**-44 moves a sampling point by 1.4e-14
+# pixels: nothing in float32, under the rounding of a float64 coordinate, and yet far from underflow, so that every
+# parameter moves from the first step on. (A visible bias taken back by `init_pos` would do too, but then zero offsets
+# would no longer mean the base grid, and released checkpoints would not fit the module.)
+_NUDGE = 2.0**-44
+
+# Released checkpoints may be stored in half precision; grids that really differ do so by at least 1/16 of a pixel.
+_INIT_POS_TOLERANCE = 0.01
+
+
+class DySample(nn.Module):
+    """Upsample (B, C, H, W) by reading it at learned positions; at step 0, exactly the resize it stands in for.
+
+    For every output pixel and each of `groups` groups of channels, an offset d in input pixels is predicted from the
+    input and added to the position p the original resize reads (see `upswap.sampling`); the group is read at p + d.
+
+        lp: d = scope * shuffle(offset(x))              offset: 1x1 convolution C -> 2 * groups * sh * sw
+        pl: d = scope * offset(shuffle(x))              offset: 1x1 convolution C / (sh * sw) -> 2 * groups
+        static scope: 0.25                              dynamic scope: 0.5 * sigmoid(scope(x)), scope like offset, no bias
+
+    with (sh, sw) = ceil(scale), the resolution offsets are predicted at; for any other target size the field of offsets
+    is resized to it. Positions, offsets and samples are computed in float32 (float64 for float64 input) whatever
+    the input's dtype, the parameters' or autocast's: half-precision coordinates are off by up to whole pixels on wide
+    maps. The output has the input's dtype and memory format.
+
+    The state dict is that of the authors' module: `offset.weight`, `offset.bias`, `scope.weight` where `dyscope` (and
+    `scope.bias` in modules released before 2024-03, which load too), `init_pos`. `init_pos` says which base grid
+    the offsets were trained on: loading one that is not this module's is an error. Where the authors' module cannot
+    compute the base grid (bicubic, align_corners, a scale that is no integer) there is no `init_pos`.
+
+    A target smaller than the input along an axis is computed by the original resize: an upsampler never samples a
+    downsample.
+
+    >>> up = DySample(64, 2, dyscope=True)
+    >>> x = torch.randn(1, 64, 12, 16)
+    >>> up(x).shape
+    torch.Size([1, 64, 24, 32])
+    >>> up(x, size=(25, 33)).shape
+    torch.Size([1, 64, 25, 33])
+    >>> torch.allclose(up(x), F.interpolate(x, scale_factor=2, mode="bilinear"), atol=1e-5)
+    True
+    """
+
+    init_pos: Tensor
+    scope: nn.Conv2d | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        scale: float | Sequence[float] = 2,
+        *,
+        style: Style = "lp",
+        groups: int | None = None,
+        dyscope: bool = False,
+        init: Init = "match",
+        mode: Mode = "bilinear",
+        align_corners: bool = False,
+        strict: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the module.
+
+        Args:
+            in_channels: C.
+            scale: the factor, or (vertical, horizontal) factors, at least 1, integral or not. A call that gives neither
+                size nor scale_factor resizes by it.
+            style: "lp" (linear, then shuffle) or "pl" (shuffle, then linear: fewer parameters, C must be a multiple of
+                sh * sw).
+            groups: groups of channels with sampling points of their own; None for 4 (lp) or 8 (pl). Where it does not
+                divide C, the largest divisor of C below it is used; `groups` and `requested_groups` tell.
+            dyscope: whether the range of the offsets is predicted too.
+            init: "match" to compute the original resize at step 0, "paper" for the authors' initialisation: half-pixel
+                bilinear positions whatever the original resize, offset weights from N(0, 0.001).
+            mode: the mode of the original resize: nearest, nearest-exact, area, bilinear or bicubic.
+            align_corners: the original resize's; only bilinear and bicubic have it.
+            strict: raise where `groups` does not divide C.
+            device: the parameters' device.
+            dtype: the parameters' dtype.
+
+        Raises:
+            OptionError: an option has a value that cannot be used.
+        """
+        super().__init__()
+        _check_choice("style", style, get_args(Style))
+        _check_choice("init", init, get_args(Init))
+        _check_choice("mode", mode, sampling.MODES)
+        if align_corners and mode not in ("bilinear", "bicubic"):
+            raise OptionError(f"align_corners=True has no meaning in mode {mode!r}; only bilinear and bicubic have it")
+        self.in_channels = _positive_int("in_channels", in_channels)
+        self.scale = _scale_pair(scale)
+        self.style = style
+        self.requested_groups = _positive_int("groups", DEFAULT_GROUPS[style] if groups is None else groups)
+        self.groups = max(n for n in range(1, self.requested_groups + 1) if in_channels % n == 0)
+        if strict and self.groups != self.requested_groups:
+            raise OptionError(
+                f"groups={self.requested_groups} does not divide in_channels={in_channels}; the largest that does is "
+                f"groups={self.groups}, which strict=False takes by itself"
+            )
+        self.dyscope = bool(dyscope)
+        self.init = init
+        self.mode = mode
+        self.align_corners = bool(align_corners)
+        # What a call with zero offsets computes. `mode` and `align_corners` stay what downsampling calls need.
+        self.base = Mapping(mode, self.align_corners) if init == "match" else Mapping("bilinear", False)
+        self.offset_scale: Pair = (math.ceil(self.scale[0]), math.ceil(self.scale[1]))
+
+        sub_pixels = self.offset_scale[0] * self.offset_scale[1]
+        conv_in, conv_out = in_channels, 2 * self.groups
+        if style == "lp":
+            conv_out *= sub_pixels
+        elif in_channels % sub_pixels:
+            raise OptionError(
+                f"style='pl' shuffles {sub_pixels} channels into one before it predicts offsets, and "
+                f"in_channels={in_channels} is not a multiple of {sub_pixels}; use style='lp'"
+            )
+        else:
+            conv_in //= sub_pixels
+        # skip_init, since a convolution's own initialisation would draw random numbers only to be overwritten, and so
+        # change every random number that follows in the user's program.
+        factory = {"device": torch.get_default_device() if device is None else device, "dtype": dtype}
+        self.offset = skip_init(nn.Conv2d, conv_in, conv_out, 1, **factory)
+        self.scope = skip_init(nn.Conv2d, conv_in, conv_out, 1, bias=False, **factory) if dyscope else None
+        init_pos = self._initial_positions()
+        if init_pos is not None:
+            self.register_buffer("init_pos", torch.empty_like(init_pos, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters as `init` says; call it after a host's own initialisation has been over the module."""
+        with torch.no_grad():
+            if self.init == "paper":
+                nn.init.normal_(self.offset.weight, std=PAPER_OFFSET_STD)
+            else:
+                nn.init.zeros_(self.offset.weight)
+            nudged = self.dyscope and self.init == "match"
+            nn.init.constant_(_bias(self.offset), _NUDGE if nudged else 0.0)
+            if self.scope is not None:
+                nn.init.zeros_(self.scope.weight)
+                if self.scope.bias is not None:
+                    nn.init.zeros_(self.scope.bias)
+            init_pos = self._initial_positions()
+            if init_pos is not None:
+                self.init_pos.copy_(init_pos)
+
+    def forward(
+        self,
+        x: Tensor,
+        size: int | Sequence[int] | None = None,
+        scale_factor: float | Sequence[float] | None = None,
+    ) -> Tensor:
+        """Upsample `x`, to `size`, by `scale_factor`, or by the module's own `scale` where neither is given.
+
+        The arguments mean what they mean in `F.interpolate`: positions follow n / m for a size and 1 / scale_factor for
+        a factor.
+
+        Args:
+            x: (B, C, H, W), floating point, of any memory format.
+            size: the output's (h, w), or one int for both.
+            scale_factor: one factor, or (vertical, horizontal).
+
+        Returns:
+            (B, C, h, w), of x's dtype and memory format.
+
+        Raises:
+            ShapeError: `x` is not what the module was built for.
+            OptionError: both size and scale_factor are given, or one of them is not one value or a pair.
+        """
+        self._check_input(x)
+        target, factors = self._target(x, size, scale_factor)
+        # Factors are plain numbers: asking them, where they are given, puts no guard on sizes into a compiled graph.
+        if (target[0] < x.shape[2] or target[1] < x.shape[3]) if factors is None else min(factors) < 1:
+            return self._original_resize(x, size, scale_factor)
+        device_type = x.device.type
+        # Entered only where needed, so that an exported graph has no autocast region in it.
+        if device_type != "meta" and torch.is_autocast_enabled(device_type):
+            with torch.autocast(device_type, enabled=False):
+                return self._upsample(x, target, factors)
+        return self._upsample(x, target, factors)
+
+    def _upsample(self, x: Tensor, target: Pair, factors: Ratio | None) -> Tensor:
+        """Sample `x` (B, C, H, W) at `target` size, computing in full precision throughout."""
+        dtype = sampling.compute_dtype(x.dtype)
+        full = x.to(dtype).contiguous()
+        height, width = x.shape[2:]
+        offsets = self._offsets(full)
+        predicted = _known_equal(target, (self.offset_scale[0] * height, self.offset_scale[1] * width))
+        if not predicted:
+            # Offsets are in input pixels at any resolution: their values stay.
+            offsets = F.interpolate(offsets, size=target, mode="bilinear", align_corners=False)
+        rows, columns = self._base_positions(x, target, factors, predicted)
+        points = offsets.view(x.shape[0], self.groups, 2, *target)
+        out = sampling.sample(full, points, rows, columns, self.base.kernel).to(x.dtype)
+        return out.contiguous(memory_format=torch.channels_last) if sampling.is_channels_last(x) else out
+
+    def _base_positions(self, x: Tensor, target: Pair, factors: Ratio | None, predicted: bool) -> tuple[Tensor, Tensor]:
+        """Positions the base resize of `x` to `target` reads, (h,) and (w,); `predicted`: offsets were not resized."""
+        dtype = sampling.compute_dtype(x.dtype)
+        if dtype == torch.float64 and predicted and factors in (None, self.scale) and self._reads_init_pos():
+            # The authors' module rounds init_pos to float32, which float64 shows at scales such as 3: what was loaded
+            # is used. In float32 torch's own formula, below, is nearer to the original resize on wide maps.
+            per_pixel = self.init_pos.to(dtype).view(2, self.groups, *self.offset_scale)[:, 0]
+            columns, rows = per_pixel[0, 0], per_pixel[1, :, 0]
+            return sampling.repeated_positions(rows, x.shape[2]), sampling.repeated_positions(columns, x.shape[3])
+        direct = sampling.takes_direct_kernel(x, target)
+        rows, columns = (
+            sampling.positions(
+                self.base,
+                x.shape[2 + axis],
+                target[axis],
+                None if factors is None else factors[axis],
+                dtype=dtype,
+                device=x.device,
+                direct=direct,
+            )
+            for axis in (0, 1)
+        )
+        return rows, columns
+
+    def _reads_init_pos(self) -> bool:
+        """Whether `init_pos` says what the base grid is: it exists, and is not the constant 0 of the nearest family."""
+        return "init_pos" in self._buffers and self.base.mode == "bilinear" and self.init_pos.dtype == torch.float64
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DySample:
+        """Cast or move the module; a cast to float64 also undoes the rounding `init_pos` had."""
+        before = self._buffers.get("init_pos")
+        super()._apply(fn, recurse)
+        expected = self._initial_positions()
+        if before is not None and expected is not None:
+            if self.init_pos.dtype == torch.float64 and before.dtype != torch.float64:
+                self.init_pos.copy_(expected)
+        return self
+
+    def _offsets(self, x: Tensor) -> Tensor:
+        """Offsets in input pixels, (B, groups * 2, sh * H, sw * W), horizontal before vertical within each group.
+
+        The convolution's outputs are reordered from the state dict's (axis, group, sub-pixel) to (group, axis,
+        sub-pixel), the order in which the sampler takes them without a copy, and multiplied by the constant part of
+        the scope; both on the few weights and not on the field.
+        """
+        batch, channels, height, width = x.shape
+        vertical, horizontal = self.offset_scale
+        sub_pixels = vertical * horizontal
+        gain = 0.5 if self.scope is not None else 0.25
+        weight = self._reorder(self.offset.weight.to(x.dtype)) * gain
+        bias = self._reorder(_bias(self.offset).to(x.dtype)) * gain
+        if self.scope is not None:
+            # Offset and scope as one convolution, which reads x once.
+            weight = torch.cat((weight, self._reorder(self.scope.weight.to(x.dtype))))
+            scope_bias = self.scope.bias
+            bias = torch.cat(
+                (bias, torch.zeros_like(bias) if scope_bias is None else self._reorder(scope_bias.to(x.dtype)))
+            )
+        if self.style == "pl":
+            # A 1x1 convolution over the sub-pixels stacked along the height: shuffling there and back is no work.
+            x = x.view(batch, channels // sub_pixels, sub_pixels * height, width)
+        field = F.conv2d(x, weight, bias)
+        if self.scope is not None:
+            offset, scope = field.chunk(2, dim=1)
+            field = offset * scope.sigmoid()
+        field = field.reshape(batch, self.groups * 2, sub_pixels, height, width)
+        return sampling.shuffle(field, self.offset_scale)
+
+    def _reorder(self, parameter: Tensor) -> Tensor:
+        """Outputs of a convolution, dim 0 of its weight or bias, from (axis, group, ...) to (group, axis, ...)."""
+        by_axis = parameter.reshape(2, self.groups, -1, *parameter.shape[1:])
+        return by_axis.transpose(0, 1).reshape(parameter.shape)
+
+    def _target(
+        self, x: Tensor, size: int | Sequence[int] | None, scale_factor: float | Sequence[float] | None
+    ) -> tuple[Pair, Ratio | None]:
+        """The output's (h, w), and the scale factors it came from where it did not come from a size."""
+        if size is not None:
+            if scale_factor is not None:
+                raise OptionError("give size or scale_factor, not both")
+            return _pair("size", size), None
+        factors = self.scale if scale_factor is None else _pair("scale_factor", scale_factor)
+        return sampling.scaled_size((x.shape[2], x.shape[3]), factors), factors
+
+    def _original_resize(
+        self, x: Tensor, size: int | Sequence[int] | None, scale_factor: float | Sequence[float] | None
+    ) -> Tensor:
+        align_corners = self.align_corners if self.mode in ("bilinear", "bicubic") else None
+        return F.interpolate(x, size, scale_factor, self.mode, align_corners)  # type: ignore[arg-type]
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ShapeError(f"DySample expects an input of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ShapeError(f"DySample expects a floating-point input, got {x.dtype}")
+
+    def _initial_positions(self) -> Tensor | None:
+        """The reference's `init_pos` for this module's base grid, (1, 2 * groups * sh * sw, 1, 1) in float64 on the CPU.
+
+        In input pixels, relative to the centre of the pixel a sub-pixel lies in; ordered (axis, group, sub-pixel),
+        horizontal first, sub-pixels row by row. None where the reference cannot compute the base grid.
+        """
+        if not all(float(factor).is_integer() for factor in self.scale):
+            return None
+        vertical, horizontal = self.offset_scale
+        rows = sampling.sub_pixel_positions(self.base, vertical)
+        columns = sampling.sub_pixel_positions(self.base, horizontal)
+        if rows is None or columns is None:
+            return None
+        axes = torch.stack((columns.expand(vertical, horizontal), rows.unsqueeze(1).expand(vertical, horizontal)))
+        return axes.reshape(2, 1, -1).repeat(1, self.groups, 1).reshape(1, -1, 1, 1)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Accept the older `scope.bias`, and refuse offsets that were trained on another base grid."""
+        old_bias = state_dict.get(f"{prefix}scope.bias")
+        if old_bias is not None and self.scope is not None and self.scope.bias is None:
+            # Children load after their parent, so this one will find its value. Starts at 0, which changes nothing.
+            self.scope.bias = nn.Parameter(torch.zeros_like(_bias(self.offset)))
+        problem = self._init_pos_problem(state_dict.get(f"{prefix}init_pos"))
+        if problem is not None:
+            error_msgs.append(f"{prefix}init_pos: {problem}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _init_pos_problem(self, loaded: Any) -> str | None:
+        """Why a checkpoint's `init_pos` does not fit this module, or None where it does or has no values to compare."""
+        expected = self._initial_positions()
+        # Subclasses of Tensor (fake, distributed) may have no values at hand.
+        if expected is None or type(loaded) is not Tensor or loaded.is_meta:
+            return None
+        if loaded.shape != expected.shape:
+            what = f"its shape is {tuple(loaded.shape)}, this module's {tuple(expected.shape)}"
+        else:
+            difference = (loaded.detach().to("cpu", torch.float64) - expected).abs().max().item()
+            if difference <= _INIT_POS_TOLERANCE:
+                return None
+            what = f"positions differ by {difference:.3g} pixels"
+        return (
+            f"this checkpoint was made for another base grid, scale or groups ({what}). This module has "
+            f"scale={_plain(self.scale)}, groups={self.groups} and the base grid of {_describe(self.base)}; the authors' "
+            "released checkpoints need init='paper' or mode='bilinear'"
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for `print(model)`."""
+        parts = [f"{self.in_channels}", f"scale={_plain(self.scale)}", f"style={self.style}", f"groups={self.groups}"]
+        if self.groups != self.requested_groups:
+            parts[-1] += f" (asked for {self.requested_groups})"
+        parts += [f"dyscope={self.dyscope}", f"init={self.init}", f"mode={self.mode}"]
+        if self.align_corners:
+            parts.append("align_corners=True")
+        return ", ".join(parts)
+
+
+def _known_equal(target: Pair, size: Pair) -> bool:
+    """Whether two sizes are equal, for symbolic ones: whether they are so at every value.
+
+    Asking symbolic sizes with `==` would tie a compiled graph to the answer, and the next size would recompile it.
+    """
+    if not torch.compiler.is_compiling():
+        return target == size
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy: only where it is needed
+
+    return all(statically_known_true(a == b) for a, b in zip(target, size, strict=True))
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    if conv.bias is None:
+        raise OptionError("the offset convolution of a DySample has lost its bias; set it to zeros instead of None")
+    return conv.bias
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name}={value!r} is not one of {', '.join(choices)}")
+
+
+def _positive_int(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name} must be a positive int, got {value!r}")
+    return value
+
+
+def _pair(name: str, value: Any) -> tuple[Any, Any]:
+    """One value for both axes, or a sequence of two."""
+    if not isinstance(value, Sequence):
+        return value, value
+    if len(value) != 2:
+        raise OptionError(f"{name} must be one number or (vertical, horizontal), got {value!r}")
+    return value[0], value[1]
+
+
+def _scale_pair(scale: Any) -> Ratio:
+    factors = _pair("scale", scale)
+    for factor in factors:
+        if not isinstance(factor, Real) or isinstance(factor, bool) or not 1 <= factor < math.inf:
+            raise OptionError(
+                f"scale must be one number or (vertical, horizontal), finite and at least 1, got {scale!r}"
+            )
+    vertical, horizontal = (int(f) if float(f).is_integer() else float(f) for f in factors)
+    return vertical, horizontal
+
+
+def _plain(scale: Ratio) -> str:
+    return str(scale[0]) if scale[0] == scale[1] else str(scale)
+
+
+def _describe(mapping: Mapping) -> str:
+    return f"{mapping.mode}, align_corners=True" if mapping.align_corners else mapping.mode

@@ -1,0 +1,55 @@
+"""What upswap raises: every error a user can meet is an `UpswapError` that says what to do next."""
+
+from __future__ import annotations
+
+
+class UpswapError(Exception):
+    """Base class of every error upswap raises on purpose."""
+
+
+class OptionError(UpswapError, ValueError):
+    """An option has a value that cannot be used; the message lists the ones that can."""
+
+
+class ShapeError(UpswapError, ValueError):
+    """A tensor does not have the shape or type a site or an upsampler was made for."""
+
+
+class InputError(UpswapError, ValueError):
+    """No example input could be inferred, or the model does not run on the one given."""
+
+
+class FilterError(UpswapError, ValueError):
+    """An include or exclude pattern matches no site."""
+
+
+class NothingToSwapError(UpswapError):
+    """The model has no resize call that may be replaced under the given options."""
+
+
+class PlanError(UpswapError, ValueError):
+    """A Plan cannot be read, or does not fit the model it is applied to."""
+
+
+class RewriteError(UpswapError):
+    """A site that was to be replaced cannot be: by no route, or not faithfully."""
+
+
+class SourceError(UpswapError):
+    """A path or spec does not lead to a model."""
+
+
+class UntrustedFileError(SourceError):
+    """A file needs code outside the allow-list; the message names it and the flag that would allow it."""
+
+
+class SaveError(UpswapError):
+    """A file cannot be written."""
+
+
+class VerificationError(UpswapError):
+    """The patched model does not compute what the original computed."""
+
+
+class UpswapWarning(UserWarning):
+    """Something a user should know that does not stop the work."""

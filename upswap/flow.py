@@ -1,0 +1,119 @@
+"""What flows into what: the tensors of one run of a model, as a graph of the functions that made them.
+
+The recorder is a `TorchFunctionMode`, so the graph is made of public functions (`conv2d`, `interpolate`, `Tensor.view`), not of
+the kernels under them. It holds no tensors alive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+#: Operations with weights, or that mix positions or channels by data. A resize with none of these after it makes an output.
+MIXING = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d _convolution deform_conv2d linear bilinear embedding "
+    "addmm matmul mm bmm baddbmm einsum __matmul__ __rmatmul__ scaled_dot_product_attention multi_head_attention_forward "
+    "batch_norm layer_norm group_norm instance_norm rms_norm lstm gru".split()
+)
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """One call of a function, or the source of a tensor that no recorded call made.
+
+    `source` is None for calls; else "input", "parameter", or "unknown" (a tensor whose maker was not seen).
+    """
+
+    name: str
+    inputs: list[Node]
+    source: str | None = None
+    integral: bool = False
+    users: list[Node] = dataclasses.field(default_factory=list)
+    from_input: bool = False
+    learned: bool = False
+
+    def __post_init__(self) -> None:
+        for node in self.inputs:
+            node.users.append(self)
+        # A tensor of unknown origin may come from the input by a path the recorder cannot see (a custom autograd function).
+        self.from_input = self.source in ("input", "unknown") or any(n.from_input for n in self.inputs)
+        self.learned = (
+            self.source == "unknown"
+            or any(n.learned for n in self.inputs)
+            or (self.from_input and any(n.source == "parameter" for n in self.inputs))
+        )
+
+    def downstream(self) -> Iterator[Node]:
+        """Every node this one's result flows into, itself left out."""
+        seen: set[int] = set()
+        queue = list(self.users)
+        while queue:
+            node = queue.pop()
+            if id(node) not in seen:
+                seen.add(id(node))
+                queue += node.users
+                yield node
+
+
+class Flow:
+    """The graph, filled in as a run goes on."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, tuple[weakref.ref[torch.Tensor], Node]] = {}
+        self.outputs: list[Node] = []
+
+    def add_source(self, tensors: Iterable[torch.Tensor], source: str) -> None:
+        """Declare tensors that are there before the run: "input" or "parameter"."""
+        for tensor in tensors:
+            self._bind(tensor, Node(source, [], source, integral=_integral(tensor)))
+
+    def add_call(self, name: str, args: Any, kwargs: Any, result: Any) -> Node | None:
+        """Record that `name(*args, **kwargs)` gave `result`."""
+        inputs = [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
+        outputs = list(tensors_in(result))
+        in_place = name == "__setitem__"
+        if not inputs and not outputs:
+            return None
+        node = Node(name, inputs, integral=any(_integral(t) for t in outputs))
+        for tensor in [args[0]] if in_place else outputs:
+            self._bind(tensor, node)
+        return node
+
+    def add_outputs(self, result: Any) -> None:
+        """Declare what the model returned."""
+        self.outputs = [self.node_of(tensor) for tensor in tensors_in(result)]
+
+    def node_of(self, tensor: torch.Tensor) -> Node:
+        """The node that made this tensor."""
+        entry = self._nodes.get(id(tensor))
+        if entry is not None and entry[0]() is tensor:
+            return entry[1]
+        node = Node("unknown", [], "unknown", integral=_integral(tensor))
+        self._bind(tensor, node)
+        return node
+
+    def _bind(self, tensor: torch.Tensor, node: Node) -> None:
+        self._nodes[id(tensor)] = (weakref.ref(tensor), node)
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested tuples, lists, dicts and dataclass instances."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, field.name, None))
+
+
+def _integral(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())

@@ -1,0 +1,49 @@
+"""Run a model without leaving a trace on it."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module, *, training: bool | None = False) -> Iterator[None]:
+    """Leave `model` and the random generators exactly as found.
+
+    Inside, every module's training flag is `training` (None leaves them be). On the way out the flags, the attributes, the
+    registered parameters, buffers, children and hooks of every module, the values of the buffers, and the state of Python's
+    and torch's generators (CPU and the model's own devices) are what they were, also after an exception.
+
+    Flags are written directly: models override `train()` with behaviour of their own (SMP's frozen encoders).
+    """
+    modules = list(model.modules())
+    attributes = [dict(module.__dict__) for module in modules]
+    # Every registry of an nn.Module is a dict attribute: children, parameters, buffers and all kinds of hooks.
+    registries = [
+        (registry, dict(registry)) for module in modules for registry in module.__dict__.values() if isinstance(registry, dict)
+    ]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[d for d in devices if d.type == "cuda"]):
+            if training is not None:
+                for module in modules:
+                    module.__dict__["training"] = training
+            yield
+    finally:
+        random.setstate(state)
+        for module, saved in zip(modules, attributes, strict=True):
+            module.__dict__.clear()
+            module.__dict__.update(saved)
+        for registry, content in registries:
+            registry.clear()
+            registry.update(content)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

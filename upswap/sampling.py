@@ -1,0 +1,238 @@
+"""Where each output pixel of a resize reads its input, and reading there: pure functions of tensors and numbers.
+
+A resize of an axis from `n` to `m` pixels reads, for output index `o`, the source position `p(o)` in source pixels
+(pixel centres lie at the integers 0 .. n-1). With `r = n / m`, or `r = 1 / scale_factor` where the caller of the
+resize gave one:
+
+    bilinear, bicubic   align_corners=False   p = (o + 0.5) * r - 0.5
+                        align_corners=True    p = o * (n - 1) / (m - 1), 0 where m = 1
+    nearest                                   p = min(floor(o * r), n - 1)
+    nearest-exact                             p = min(floor((o + 0.5) * r), n - 1)
+    area, for m >= n                          p = (floor(o * n / m) + ceil((o + 1) * n / m) - 1) / 2
+
+Source of the formulas: aten/src/ATen/native/UpSample.h (`area_pixel_compute_source_index`, `nearest_idx`,
+`nearest_exact_idx`) and AdaptivePooling.h (`start_index`, `end_index`; an adaptive window of an upsampling covers one
+or two pixels, so its mean is one bilinear sample halfway). Reading at `p` with a bilinear kernel (a bicubic one for
+bicubic) gives exactly that resize; reading at `p + d` is what a learned upsampler does with its offsets `d`.
+
+`p` is never clamped here before `d` is added: border padding clamps `p + d`, and clamping `p` first would be off by up
+to half a pixel wherever the first or last row has an offset pointing inwards.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Mode = Literal["nearest", "nearest-exact", "area", "bilinear", "bicubic"]
+Pair = tuple[int, int]
+Ratio = tuple[float, float]
+
+MODES: tuple[Mode, ...] = ("nearest", "nearest-exact", "area", "bilinear", "bicubic")
+
+# How many pixels, rows plus columns, an output may have for torch's CPU `nearest` to take its direct kernel.
+_DIRECT_KERNEL_EXTENT = 128
+
+
+class Mapping(NamedTuple):
+    """Which source position an output pixel reads: the mode of a resize and its `align_corners`."""
+
+    mode: Mode
+    align_corners: bool = False
+
+    @property
+    def kernel(self) -> str:
+        """The `mode` of `grid_sample` that reads as this resize does: "bicubic" for bicubic, "bilinear" otherwise."""
+        return "bicubic" if self.mode == "bicubic" else "bilinear"
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype positions and samples are computed in: float64 for float64, float32 for everything else.
+
+    A half-precision coordinate is off by about 0.25 pixels (float16) or 2 pixels (bfloat16) at width 1024.
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def scaled_size(size: Pair, scale_factor: Ratio) -> Pair:
+    """The output size `F.interpolate` gives an (H, W) input for a (vertical, horizontal) scale factor.
+
+    Integral factors multiply as integers, so that under torch.compile and torch.export the result stays an exact
+    multiple of the symbolic input size.
+    """
+    height, width = (
+        n * int(factor) if float(factor).is_integer() else math.floor(n * factor)
+        for n, factor in zip(size, scale_factor, strict=True)
+    )
+    return height, width
+
+
+def positions(
+    mapping: Mapping,
+    source: int,
+    target: int,
+    scale_factor: float | None = None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    direct: bool = False,
+) -> Tensor:
+    """Source positions of every output pixel along one axis, in source pixels, before any clamping to the border.
+
+    Args:
+        mapping: the resize to reproduce.
+        source: number of input pixels, n.
+        target: number of output pixels, m; for area at least n.
+        scale_factor: the factor the caller of the resize gave for this axis, None where it gave a size.
+        dtype: float32 or float64. The arithmetic follows torch's own rounding in that dtype, since one rounding
+            error more moves a nearest neighbour by a whole pixel.
+        device: where to build the result.
+        direct: whether torch takes its direct nearest kernel, see `takes_direct_kernel`.
+
+    Returns:
+        (target,) positions.
+    """
+    mode, align_corners = mapping
+    if mode == "area":
+        return _area_positions(source, target, dtype, device)
+    if mode == "nearest" or mode == "nearest-exact":
+        # The direct kernel computes in float32 for every dtype, the other one in float64 for float64.
+        index = torch.arange(target, dtype=torch.float32 if direct else dtype, device=device)
+        return _nearest_positions(mode, index, source, target, scale_factor, direct).to(dtype)
+    index = torch.arange(target, dtype=dtype, device=device)
+    if align_corners:
+        # max() and not a branch: a branch on the target's size would be one more reason to recompile.
+        return index * ((source - 1) / max(target - 1, 1))
+    if mode == "bilinear" and _is_copy(source, target, scale_factor):
+        return index
+    return (index + 0.5) * _step(source, target, scale_factor) - 0.5
+
+
+def _step(source: int, target: int, scale_factor: float | None) -> float:
+    """Source pixels between neighbouring output pixels."""
+    return source / target if scale_factor is None else 1.0 / scale_factor
+
+
+def _is_copy(source: int, target: int, scale_factor: float | None) -> bool:
+    """Whether torch copies an axis although its scale factor is not 1: the factor's effect was rounded away.
+
+    Compiled code does not: there the resize is decomposed, and asking for the sizes would tie the graph to them.
+    """
+    if scale_factor is None or float(scale_factor).is_integer() or torch.compiler.is_compiling():
+        return False
+    return target == source
+
+
+def _nearest_positions(
+    mode: Mode, index: Tensor, source: int, target: int, scale_factor: float | None, direct: bool
+) -> Tensor:
+    if mode == "nearest":
+        if direct and _is_copy(source, target, scale_factor):
+            return index
+        if direct and _is_copy(2 * source, target, scale_factor):
+            return (index * 0.5).floor()
+        position = index * _step(source, target, scale_factor)
+    else:
+        position = (index + 0.5) * _step(source, target, scale_factor)
+    # torch floors with floorf in every dtype.
+    return position.float().floor().clamp(max=source - 1)
+
+
+def _area_positions(source: int, target: int, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    index = torch.arange(target, device=device)
+    first = torch.div(index * source, target, rounding_mode="floor")
+    end = torch.div((index + 1) * source + (target - 1), target, rounding_mode="floor")
+    return (first + (end - 1)).to(dtype) * 0.5
+
+
+def takes_direct_kernel(x: Tensor, target: Pair) -> bool:
+    """Whether torch's `nearest` resize of `x` (B, C, H, W) to `target` takes its direct CPU kernel.
+
+    That kernel and the general one disagree by whole pixels for scale factors such as 2.01, whose effect rounding to
+    whole output pixels removes, and in float64; which one runs depends on size and layout (as measured on torch 2.15:
+    outputs of at most 128 rows plus columns, or channels_last with more than 3 channels). No other device and no
+    compiled graph has it.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return sum(target) <= _DIRECT_KERNEL_EXTENT or (x.shape[1] > 3 and is_channels_last(x))
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether `x` (B, C, H, W) is laid out as channels_last and not, ambiguously, as contiguous too."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def sub_pixel_positions(mapping: Mapping, scale: int) -> Tensor | None:
+    """Positions of a pixel's `scale` sub-pixels along one axis, in source pixels from the pixel's centre.
+
+    For the half-pixel mapping these are the reference's (i - (scale - 1) / 2) / scale; for the nearest family 0.
+
+    Returns:
+        (scale,) float64 on the CPU, or None where the positions are not the same for every pixel (align_corners) or
+        positions and a bilinear kernel do not say it all (bicubic).
+    """
+    if mapping.mode == "bilinear" and not mapping.align_corners:
+        index = torch.arange(scale, dtype=torch.float64, device="cpu")
+        return (index - (scale - 1) / 2) / scale
+    if mapping.mode in ("nearest", "nearest-exact", "area"):
+        return torch.zeros(scale, dtype=torch.float64, device="cpu")
+    return None
+
+
+def repeated_positions(sub_pixels: Tensor, source: int) -> Tensor:
+    """Positions along an axis of `source` pixels whose sub-pixels are all at `sub_pixels` (s,): (source * s,)."""
+    index = torch.arange(source, dtype=sub_pixels.dtype, device=sub_pixels.device)
+    return (index.unsqueeze(1) + sub_pixels).flatten()
+
+
+def shuffle(field: Tensor, scale: Pair) -> Tensor:
+    """Spread sub-pixels over space: (B, N, sh * sw, H, W) -> (B, N, sh * H, sw * W), as `pixel_shuffle` orders them.
+
+    Unlike `F.pixel_shuffle` it takes a different factor for each axis.
+    """
+    batch, channels, _, height, width = field.shape
+    vertical, horizontal = scale
+    field = field.reshape(batch, channels, vertical, horizontal, height, width).permute(0, 1, 4, 2, 5, 3)
+    return field.reshape(batch, channels, height * vertical, width * horizontal)
+
+
+def sample(x: Tensor, offset: Tensor, rows: Tensor, columns: Tensor, kernel: str = "bilinear") -> Tensor:
+    """Read `x` at base positions plus offsets; outside `x`, its border goes on.
+
+    Args:
+        x: (B, C, H, W), contiguous, float32 or float64.
+        offset: (B, G, 2, h, w) of x's dtype, in source pixels, horizontal before vertical. G divides C: each of G
+            contiguous groups of channels has its own points.
+        rows: (h,) vertical base positions in source pixels.
+        columns: (w,) horizontal base positions in source pixels.
+        kernel: "bilinear" or "bicubic".
+
+    Returns:
+        (B, C, h, w) of x's dtype.
+    """
+    batch, channels, height, width = x.shape
+    groups, (target_height, target_width) = offset.shape[1], offset.shape[-2:]
+    # grid_sample(align_corners=False) reads position p of n pixels at u = (2 p + 1) / n - 1. In this order, the division
+    # is the only step that rounds (p is a small dyadic number, or was rounded where torch rounds it too).
+    base = torch.stack(
+        (
+            ((2 * columns + (1 - width)) / width).expand(target_height, target_width),
+            ((2 * rows + (1 - height)) / height).unsqueeze(1).expand(target_height, target_width),
+        )
+    )
+    # Arithmetic on device tensors, since building this from Python numbers would copy from the host at every call.
+    per_pixel = torch.stack((torch.ones_like(columns[:1]) * (2 / width), torch.ones_like(rows[:1]) * (2 / height)))
+    grid = torch.addcmul(base, offset, per_pixel.unsqueeze(-1))
+    sampled = F.grid_sample(
+        x.view(batch * groups, channels // groups, height, width),
+        grid.permute(0, 1, 3, 4, 2).flatten(0, 1),  # a view: only strides say that coordinates come last
+        mode=kernel,
+        padding_mode="border",
+        align_corners=False,
+    )
+    return sampled.reshape(batch, channels, target_height, target_width)

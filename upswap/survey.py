@@ -1,0 +1,153 @@
+"""A model's resize calls as `Site`s: observed at one size, and at a second to tell what follows the input's size."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from . import inputs as _inputs
+from .errors import InputError, RewriteError
+from .inputs import Inputs
+from .locate import locate, method_of
+from .probe import Call, Observation, first_that_runs
+from .sites import Location, Site
+
+_UPSAMPLE_MODULES = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+#: Layers that make a map larger with weights of their own; a model without resize calls has these.
+_LEARNED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.PixelShuffle)
+
+
+@dataclasses.dataclass
+class Survey:
+    """What was found: undecided sites, why some cannot be rewritten, and what the model was run on."""
+
+    sites: list[Site]
+    unlocated: dict[str, str]
+    inputs: Inputs
+    arguments: dict[str, Any]
+
+
+def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
+    """Find every resize call of `model`, which is left untouched.
+
+    Without `example_inputs`, images of growing size are tried until the model runs. A second run at another size tells ratios
+    the architecture fixes from ones that follow the input; a model that takes one size only has no second run. Raises
+    `InputError` where the model runs on none.
+    """
+    if example_inputs is None:
+        tries = _inputs.candidates(model)
+        first = first_that_runs(model, tries)
+        # Two more sides at most: a model that takes one size only is not worth the whole list.
+        others: Iterable[Inputs] = itertools.islice(tries, 2)
+    else:
+        first = first_that_runs(model, iter([_inputs.as_inputs(example_inputs)]))
+        others = [_inputs.enlarged(first.inputs)]
+    second = _second(model, others) if first.calls else None
+    sites, unlocated = _sites(model, first, second)
+    return Survey(sites, unlocated, first.inputs, first.arguments)
+
+
+def learned_upsampling(model: nn.Module) -> list[str]:
+    """The layers that enlarge maps with weights of their own, as `path (Class)`."""
+    return [f"{path} ({type(module).__name__})" for path, module in model.named_modules() if isinstance(module, _LEARNED)]
+
+
+def _second(model: nn.Module, tries: Iterable[Inputs]) -> Observation | None:
+    try:
+        return first_that_runs(model, iter(tries))
+    except InputError:
+        return None
+
+
+def _sites(
+    model: nn.Module, first: Observation, second: Observation | None
+) -> tuple[list[Site], dict[str, str]]:
+    owners: dict[str, dict[Any, list[Call]]] = {}
+    for call in first.calls:
+        owners.setdefault(call.owner, {}).setdefault(call.place, []).append(call)
+    again: dict[Any, Call] = {}
+    for call in second.calls if second else ():
+        again.setdefault((call.owner, call.place), call)
+    sites: list[Site] = []
+    unlocated: dict[str, str] = {}
+    for owner, places in owners.items():
+        module = model.get_submodule(owner)
+        for ordinal, (place, calls) in enumerate(places.items()):
+            base = owner or "root"
+            name = base if len(places) == 1 else f"{base}:{ordinal}"
+            location = None
+            if type(module) not in _UPSAMPLE_MODULES:
+                try:
+                    location = locate(place)
+                    if method_of(type(module), place.codes[0]) is None:
+                        raise RewriteError(
+                            f"{place.codes[0].co_qualname} is overridden, decorated or reached through super(), which upswap "
+                            "does not rewrite yet"
+                        )
+                except RewriteError as error:
+                    unlocated[name] = str(error)
+            sites.append(_site(name, owner, module, ordinal, calls, again.get((owner, place)), location))
+    return sites, unlocated
+
+
+def _site(
+    name: str, owner: str, module: nn.Module, ordinal: int, calls: list[Call], again: Call | None, location: Location | None
+) -> Site:
+    call = calls[0]
+    kind, reason, shown = _kind(call, again)
+    kinds = sorted({_kind(other, None)[0] for other in calls})
+    if len(kinds) > 1:
+        kind, reason = "other", f"called for several purposes: {', '.join(kinds)}"
+    channels = {other.in_shape[1] for other in calls}
+    arguments = shown.arguments
+    by_scale = arguments["size"] is None and not arguments["recompute_scale_factor"] and arguments["mode"] != "area"
+    return Site(
+        name=name,
+        owner=owner,
+        owner_class=f"{type(module).__module__}.{type(module).__qualname__}",
+        ordinal=ordinal,
+        kind=kind,
+        op="module" if type(module) in _UPSAMPLE_MODULES else "interpolate",
+        mode=arguments["mode"],
+        align_corners=bool(arguments["align_corners"]),
+        antialias=bool(arguments["antialias"]),
+        sized_by="scale_factor" if by_scale else "size",
+        scale=_pair(arguments["scale_factor"]) if by_scale else _ratio(shown),
+        fixed_ratio=True if by_scale else None if again is None else _ratio(call) == _ratio(again),
+        channels=channels.pop() if len(channels) == 1 else -1,
+        in_shape=shown.in_shape,
+        out_shape=shown.out_shape,
+        dtype=str(call.dtype).removeprefix("torch."),
+        calls=len(calls),
+        location=location,
+        reason=reason,
+    )
+
+
+def _kind(call: Call, again: Call | None) -> tuple[str, str, Call]:
+    """The kind of a call seen at one or two input sizes, the reason, and the sighting it was read from.
+
+    A small image can make a feature map a single point, or a pooled grid as large as the map it joins; the second size tells.
+    """
+    if again is None or call.kind not in ("feature", "context", "identity", "downsample"):
+        return call.kind, call.reason, call
+    if call.in_shape[-2:] == again.in_shape[-2:] and call.out_shape[-2:] != again.out_shape[-2:]:
+        grid = "x".join(map(str, call.in_shape[-2:]))
+        return "context", f"its source is {grid} at every input size: the ratio follows the input", call
+    if call.kind != "feature" and again.kind == "feature":
+        return again.kind, again.reason, again
+    return call.kind, call.reason, call
+
+
+def _ratio(call: Call) -> tuple[float, float]:
+    height, width = (new / old for old, new in zip(call.in_shape[-2:], call.out_shape[-2:], strict=True))
+    return height, width
+
+
+def _pair(factor: Any) -> tuple[float, float]:
+    height, width = (factor[-2:] if len(factor) > 1 else factor * 2) if isinstance(factor, Sequence) else (factor, factor)
+    return float(height), float(width)

@@ -1,0 +1,158 @@
+"""Does a patched model compute what the original computed?
+
+`verify` compares two models. `capture` before a patch and `compare` after it do the same with one model in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import inputs as _inputs
+from .errors import InputError
+from .flow import tensors_in
+from .inputs import Inputs
+from .preserve import preserved
+from .probe import first_that_runs
+
+#: The largest difference relative to max|output| that counts as equal, by dtype: float32 as promised, half types their rounding.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One output tensor at one input size. `scale` is max|original|; differences are absolute."""
+
+    inputs: str
+    output: int
+    shape: tuple[int, ...]
+    max_abs_diff: float
+    scale: float
+    tolerance: float
+    problem: str = ""
+
+    @property
+    def max_rel_diff(self) -> float:
+        """max|patched - original| / max|original|."""
+        return self.max_abs_diff / self.scale if self.scale else self.max_abs_diff
+
+    @property
+    def ok(self) -> bool:
+        """Whether the tensors are equal within the tolerance of their dtype."""
+        return not self.problem and self.max_rel_diff <= self.tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome of a verification: a row for each output tensor at each input size."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output agrees. A report of no rows is not ok: nothing was compared."""
+        return bool(self.rows) and all(row.ok for row in self.rows)
+
+    @property
+    def max_abs_diff(self) -> float:
+        """The largest absolute difference of any output."""
+        return max((row.max_abs_diff for row in self.rows), default=float("nan"))
+
+    @property
+    def max_rel_diff(self) -> float:
+        """The largest difference relative to its own output."""
+        return max((row.max_rel_diff for row in self.rows), default=float("nan"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """What a model gave on some inputs, with the inputs, to compare another with."""
+
+    runs: tuple[tuple[Inputs, tuple[torch.Tensor, ...]], ...]
+
+
+def verify(original: nn.Module, patched: nn.Module, example_inputs: Any = None, *, sizes: Any = None) -> Report:
+    """Run both models in eval mode on the same inputs and compare every output tensor.
+
+    `sizes` is a list of heights and widths in pixels, `(h, w)` or ints; by default the smallest size the model takes and the next
+    one. With `example_inputs` those are used, and a larger copy where the model takes it. Both models are left as found. Raises
+    `InputError` where the original runs on none.
+    """
+    return compare(capture(original, example_inputs, sizes), patched)
+
+
+def capture(model: nn.Module, example_inputs: Any = None, sizes: Any = None) -> Capture:
+    """Run `model` and keep what it gives, for `compare`."""
+    runs = [(inputs, _outputs(model, inputs)) for inputs in _chosen(model, example_inputs, sizes)]
+    if not any(outputs for _, outputs in runs):
+        raise InputError(f"{type(model).__name__} gives no tensors to compare")
+    return Capture(tuple(runs))
+
+
+def compare(captured: Capture, patched: nn.Module) -> Report:
+    """Run `patched` on the captured inputs and compare."""
+    rows: list[Row] = []
+    for inputs, expected in captured.runs:
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs.tensors())
+        got = _outputs(patched, inputs)
+        for index, old in enumerate(expected):
+            new = got[index] if index < len(got) else None
+            rows.append(_row(shapes, index, old, new))
+        rows += [
+            Row(shapes, index, tuple(got[index].shape), float("inf"), 0.0, 0.0, "the original has no such output")
+            for index in range(len(expected), len(got))
+        ]
+    return Report(tuple(rows))
+
+
+def _chosen(model: nn.Module, example_inputs: Any, sizes: Sequence[Any] | None) -> Iterator[Inputs]:
+    if example_inputs is not None:
+        if sizes is not None:
+            raise InputError("give example_inputs or sizes, not both")
+        first = _inputs.as_inputs(example_inputs)
+        yield first
+        more = iter([_inputs.enlarged(first)]) if any(tensor.dim() == 4 for tensor in first.tensors()) else iter(())
+    elif sizes is not None:
+        yield from (_inputs.example_inputs_for(model, size) for size in sizes)
+        return
+    else:
+        tries = _inputs.candidates(model)
+        yield first_that_runs(model, tries).inputs
+        more = (inputs for inputs, _ in zip(tries, range(2), strict=False))
+    try:
+        yield first_that_runs(model, more).inputs
+    except InputError:  # the model takes one size only
+        return
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+    with preserved(model), torch.no_grad():
+        # Copies, because a model may write to its inputs.
+        own = inputs.map(torch.clone)
+        return tuple(tensor.detach().clone() for tensor in tensors_in(model(*own.args, **own.kwargs)))
+
+
+def _row(shapes: str, index: int, old: torch.Tensor, new: torch.Tensor | None) -> Row:
+    tolerance = TOLERANCE.get(old.dtype, 0.0)
+    if new is None or new.shape != old.shape or new.dtype != old.dtype:
+        got = "nothing" if new is None else f"{tuple(new.shape)} {new.dtype}"
+        problem = f"expected {tuple(old.shape)} {old.dtype}, got {got}"
+        return Row(shapes, index, tuple(old.shape), float("inf"), 0.0, tolerance, problem)
+    wide_old, wide_new = old.to(torch.float64), new.to(torch.float64)
+    finite = torch.isfinite(wide_old)
+    if not torch.equal(finite, torch.isfinite(wide_new)):
+        return Row(shapes, index, tuple(old.shape), float("inf"), 0.0, tolerance, "infinities or NaNs in other places")
+    difference = (wide_new - wide_old)[finite].abs()
+    scale = wide_old[finite].abs()
+    return Row(
+        shapes,
+        index,
+        tuple(old.shape),
+        difference.max().item() if difference.numel() else 0.0,
+        scale.max().item() if scale.numel() else 0.0,
+        tolerance,
+    )
