@@ -113,6 +113,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     _assign(model, tensors, path)
 
 
+def read_header(path: str | Path) -> dict[str, Any]:
+    """What upswap wrote in the header of a `.safetensors` (source spec, Plan, its own version); {} if nothing."""
+    return _read_safetensors(Path(path))[1]
+
+
 # ---- .pt
 
 
@@ -151,7 +156,7 @@ def _unpickle(path: Path, trust: tuple[str, ...]) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UntrustedFileError(f"{path} is refused: {_cause(error)}. Nothing was run") from error
-    except PlanError:
+    except (PlanError, UntrustedFileError):
         raise
     except Exception as error:  # as above: truncated records, impossible shapes, missing storages
         raise SourceError(f"{path} is damaged: {type(error).__name__}: {_cause(error)}") from error
@@ -325,7 +330,9 @@ def _load_safetensors(path: Path, model: nn.Module | None) -> nn.Module:
             raise SourceError(f"{path} does not say how its model is built; pass it: upswap.load({str(path)!r}, model)")
         model = rebuild(header["source"], str(path)).train(bool(header.get("training")))
     if header.get("plan") is not None:
-        model = patch(model, plan=Plan.from_dict(header["plan"]))
+        plan = Plan.from_dict(header["plan"])
+        trusting.check_names(site.__dict__ for site in plan.sites)
+        model = patch(model, plan=plan)
     tensors.update({alias: tensors[name] for alias, name in header["shared"].items()})
     _assign(model, tensors, path, keep_dtype=True)
     return model

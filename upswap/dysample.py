@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from upswap import sampling
-from upswap.errors import OptionError, ShapeError
-from upswap.sampling import Mapping, Mode, Pair, Ratio
+from . import sampling
+from .dysample_options import check_choice, pair, plain, positive_int, scale_pair, whole
+from .errors import OptionError, ShapeError
+from .sampling import Mapping, Mode, Pair, Ratio
 
 Style = Literal["lp", "pl"]
 Init = Literal["match", "paper"]
@@ -43,9 +43,9 @@ class DySample(nn.Module):
     For every output pixel and each of `groups` groups of channels, an offset d in input pixels is predicted from the
     input and added to the position p the original resize reads (see `upswap.sampling`); the group is read at p + d.
 
-        lp: d = scope * shuffle(offset(x))              offset: 1x1 convolution C -> 2 * groups * sh * sw
-        pl: d = scope * offset(shuffle(x))              offset: 1x1 convolution C / (sh * sw) -> 2 * groups
-        static scope: 0.25                              dynamic scope: 0.5 * sigmoid(scope(x)), scope like offset, no bias
+        lp: d = scope * shuffle(offset(x))      offset: 1x1 convolution C -> 2 * groups * sh * sw
+        pl: d = scope * offset(shuffle(x))      offset: 1x1 convolution C / (sh * sw) -> 2 * groups
+        static scope: 0.25                      dynamic: 0.5 * sigmoid(scope(x)), scope like offset, without bias
 
     with (sh, sw) = ceil(scale), the resolution offsets are predicted at; for any other target size the field of offsets
     is resized to it. Positions, offsets and samples are computed in float32 (float64 for float64 input) whatever
@@ -111,15 +111,15 @@ class DySample(nn.Module):
             OptionError: an option has a value that cannot be used.
         """
         super().__init__()
-        _check_choice("style", style, get_args(Style))
-        _check_choice("init", init, get_args(Init))
-        _check_choice("mode", mode, sampling.MODES)
+        check_choice("style", style, get_args(Style))
+        check_choice("init", init, get_args(Init))
+        check_choice("mode", mode, sampling.MODES)
         if align_corners and mode not in ("bilinear", "bicubic"):
             raise OptionError(f"align_corners=True has no meaning in mode {mode!r}; only bilinear and bicubic have it")
-        self.in_channels = _positive_int("in_channels", in_channels)
-        self.scale = _scale_pair(scale)
+        self.in_channels = positive_int("in_channels", in_channels)
+        self.scale = scale_pair(scale)
         self.style = style
-        self.requested_groups = _positive_int("groups", DEFAULT_GROUPS[style] if groups is None else groups)
+        self.requested_groups = positive_int("groups", DEFAULT_GROUPS[style] if groups is None else groups)
         self.groups = max(n for n in range(1, self.requested_groups + 1) if in_channels % n == 0)
         if strict and self.groups != self.requested_groups:
             raise OptionError(
@@ -130,8 +130,6 @@ class DySample(nn.Module):
         self.init = init
         self.mode = mode
         self.align_corners = bool(align_corners)
-        # What a call with zero offsets computes. `mode` and `align_corners` stay what downsampling calls need.
-        self.base = Mapping(mode, self.align_corners) if init == "match" else Mapping("bilinear", False)
         self.offset_scale: Pair = (math.ceil(self.scale[0]), math.ceil(self.scale[1]))
 
         sub_pixels = self.offset_scale[0] * self.offset_scale[1]
@@ -152,11 +150,17 @@ class DySample(nn.Module):
         self.scope = skip_init(nn.Conv2d, conv_in, conv_out, 1, bias=False, **factory) if dyscope else None
         init_pos = self._initial_positions()
         if init_pos is not None:
-            self.register_buffer("init_pos", torch.empty_like(init_pos, **factory))
+            like = self.offset.weight
+            self.register_buffer("init_pos", torch.empty_like(init_pos, device=like.device, dtype=like.dtype))
         self.reset_parameters()
 
+    @property
+    def base(self) -> Mapping:
+        """What a call with zero offsets computes; `mode` and `align_corners` are what downsampling calls compute."""
+        return Mapping(self.mode, self.align_corners) if self.init == "match" else Mapping("bilinear")
+
     def reset_parameters(self) -> None:
-        """Initialise all parameters as `init` says; call it after a host's own initialisation has been over the module."""
+        """Initialise as `init` says. Call it again where a host's own initialisation has been over the module."""
         with torch.no_grad():
             if self.init == "paper":
                 nn.init.normal_(self.offset.weight, std=PAPER_OFFSET_STD)
@@ -213,7 +217,7 @@ class DySample(nn.Module):
         full = x.to(dtype).contiguous()
         height, width = x.shape[2:]
         offsets = self._offsets(full)
-        predicted = _known_equal(target, (self.offset_scale[0] * height, self.offset_scale[1] * width))
+        predicted = sampling.known_equal(target, (self.offset_scale[0] * height, self.offset_scale[1] * width))
         if not predicted:
             # Offsets are in input pixels at any resolution: their values stay.
             offsets = F.interpolate(offsets, size=target, mode="bilinear", align_corners=False)
@@ -254,9 +258,9 @@ class DySample(nn.Module):
         """Cast or move the module; a cast to float64 also undoes the rounding `init_pos` had."""
         before = self._buffers.get("init_pos")
         super()._apply(fn, recurse)
-        expected = self._initial_positions()
-        if before is not None and expected is not None:
-            if self.init_pos.dtype == torch.float64 and before.dtype != torch.float64:
+        if before is not None and before.dtype != torch.float64 and self.init_pos.dtype == torch.float64:
+            expected = self._initial_positions()
+            if expected is not None:
                 self.init_pos.copy_(expected)
         return self
 
@@ -302,15 +306,16 @@ class DySample(nn.Module):
         if size is not None:
             if scale_factor is not None:
                 raise OptionError("give size or scale_factor, not both")
-            return _pair("size", size), None
-        factors = self.scale if scale_factor is None else _pair("scale_factor", scale_factor)
+            height, width = (whole(n) for n in pair("size", size))
+            return (height, width), None
+        factors = self.scale if scale_factor is None else pair("scale_factor", scale_factor)
         return sampling.scaled_size((x.shape[2], x.shape[3]), factors), factors
 
     def _original_resize(
         self, x: Tensor, size: int | Sequence[int] | None, scale_factor: float | Sequence[float] | None
     ) -> Tensor:
         align_corners = self.align_corners if self.mode in ("bilinear", "bicubic") else None
-        return F.interpolate(x, size, scale_factor, self.mode, align_corners)  # type: ignore[arg-type]
+        return F.interpolate(x, size, scale_factor, self.mode, align_corners)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
@@ -319,20 +324,10 @@ class DySample(nn.Module):
             raise ShapeError(f"DySample expects a floating-point input, got {x.dtype}")
 
     def _initial_positions(self) -> Tensor | None:
-        """The reference's `init_pos` for this module's base grid, (1, 2 * groups * sh * sw, 1, 1) in float64 on the CPU.
-
-        In input pixels, relative to the centre of the pixel a sub-pixel lies in; ordered (axis, group, sub-pixel),
-        horizontal first, sub-pixels row by row. None where the reference cannot compute the base grid.
-        """
-        if not all(float(factor).is_integer() for factor in self.scale):
-            return None
-        vertical, horizontal = self.offset_scale
-        rows = sampling.sub_pixel_positions(self.base, vertical)
-        columns = sampling.sub_pixel_positions(self.base, horizontal)
-        if rows is None or columns is None:
-            return None
-        axes = torch.stack((columns.expand(vertical, horizontal), rows.unsqueeze(1).expand(vertical, horizontal)))
-        return axes.reshape(2, 1, -1).repeat(1, self.groups, 1).reshape(1, -1, 1, 1)
+        """The values of this module's `init_pos` in float64 on the CPU, None where it has none."""
+        if all(float(factor).is_integer() for factor in self.scale):
+            return sampling.initial_positions(self.base, self.offset_scale, self.groups)
+        return None
 
     def _load_from_state_dict(
         self,
@@ -347,8 +342,9 @@ class DySample(nn.Module):
         """Accept the older `scope.bias`, and refuse offsets that were trained on another base grid."""
         old_bias = state_dict.get(f"{prefix}scope.bias")
         if old_bias is not None and self.scope is not None and self.scope.bias is None:
-            # Children load after their parent, so this one will find its value. Starts at 0, which changes nothing.
-            self.scope.bias = nn.Parameter(torch.zeros_like(_bias(self.offset)))
+            # Children load after their parent: this only makes the place for the value, and 0 changes nothing.
+            weight = self.scope.weight
+            self.scope.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
         problem = self._init_pos_problem(state_dict.get(f"{prefix}init_pos"))
         if problem is not None:
             error_msgs.append(f"{prefix}init_pos: {problem}")
@@ -360,7 +356,7 @@ class DySample(nn.Module):
         """Why a checkpoint's `init_pos` does not fit this module, or None where it does or has no values to compare."""
         expected = self._initial_positions()
         # Subclasses of Tensor (fake, distributed) may have no values at hand.
-        if expected is None or type(loaded) is not Tensor or loaded.is_meta:
+        if expected is None or type(expected) is not Tensor or type(loaded) is not Tensor or loaded.is_meta:
             return None
         if loaded.shape != expected.shape:
             what = f"its shape is {tuple(loaded.shape)}, this module's {tuple(expected.shape)}"
@@ -371,13 +367,13 @@ class DySample(nn.Module):
             what = f"positions differ by {difference:.3g} pixels"
         return (
             f"this checkpoint was made for another base grid, scale or groups ({what}). This module has "
-            f"scale={_plain(self.scale)}, groups={self.groups} and the base grid of {_describe(self.base)}; the authors' "
-            "released checkpoints need init='paper' or mode='bilinear'"
+            f"scale={plain(self.scale)}, groups={self.groups} and the base grid of {self.base.describe()}; "
+            "the authors' released checkpoints need init='paper', or mode='bilinear'"
         )
 
     def extra_repr(self) -> str:
         """The options, for `print(model)`."""
-        parts = [f"{self.in_channels}", f"scale={_plain(self.scale)}", f"style={self.style}", f"groups={self.groups}"]
+        parts = [f"{self.in_channels}", f"scale={plain(self.scale)}", f"style={self.style}", f"groups={self.groups}"]
         if self.groups != self.requested_groups:
             parts[-1] += f" (asked for {self.requested_groups})"
         parts += [f"dyscope={self.dyscope}", f"init={self.init}", f"mode={self.mode}"]
@@ -386,58 +382,7 @@ class DySample(nn.Module):
         return ", ".join(parts)
 
 
-def _known_equal(target: Pair, size: Pair) -> bool:
-    """Whether two sizes are equal, for symbolic ones: whether they are so at every value.
-
-    Asking symbolic sizes with `==` would tie a compiled graph to the answer, and the next size would recompile it.
-    """
-    if not torch.compiler.is_compiling():
-        return target == size
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy: only where it is needed
-
-    return all(statically_known_true(a == b) for a, b in zip(target, size, strict=True))
-
-
 def _bias(conv: nn.Conv2d) -> Tensor:
     if conv.bias is None:
         raise OptionError("the offset convolution of a DySample has lost its bias; set it to zeros instead of None")
     return conv.bias
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name}={value!r} is not one of {', '.join(choices)}")
-
-
-def _positive_int(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name} must be a positive int, got {value!r}")
-    return value
-
-
-def _pair(name: str, value: Any) -> tuple[Any, Any]:
-    """One value for both axes, or a sequence of two."""
-    if not isinstance(value, Sequence):
-        return value, value
-    if len(value) != 2:
-        raise OptionError(f"{name} must be one number or (vertical, horizontal), got {value!r}")
-    return value[0], value[1]
-
-
-def _scale_pair(scale: Any) -> Ratio:
-    factors = _pair("scale", scale)
-    for factor in factors:
-        if not isinstance(factor, Real) or isinstance(factor, bool) or not 1 <= factor < math.inf:
-            raise OptionError(
-                f"scale must be one number or (vertical, horizontal), finite and at least 1, got {scale!r}"
-            )
-    vertical, horizontal = (int(f) if float(f).is_integer() else float(f) for f in factors)
-    return vertical, horizontal
-
-
-def _plain(scale: Ratio) -> str:
-    return str(scale[0]) if scale[0] == scale[1] else str(scale)
-
-
-def _describe(mapping: Mapping) -> str:
-    return f"{mapping.mode}, align_corners=True" if mapping.align_corners else mapping.mode

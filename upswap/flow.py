@@ -19,6 +19,7 @@ MIXING = frozenset(
     "addmm matmul mm bmm baddbmm einsum __matmul__ __rmatmul__ scaled_dot_product_attention multi_head_attention_forward "
     "batch_norm layer_norm group_norm instance_norm rms_norm lstm gru".split()
 )
+_REDUCTIONS = frozenset("mean amax amin max sum logsumexp norm".split())
 
 
 @dataclasses.dataclass(eq=False)
@@ -32,6 +33,7 @@ class Node:
     inputs: list[Node]
     source: str | None = None
     integral: bool = False
+    shape: tuple[int, ...] = ()
     users: list[Node] = dataclasses.field(default_factory=list)
     from_input: bool = False
     learned: bool = False
@@ -46,6 +48,18 @@ class Node:
             or any(n.learned for n in self.inputs)
             or (self.from_input and any(n.source == "parameter" for n in self.inputs))
         )
+
+    def is_pooled(self) -> bool:
+        """Whether this tensor's grid was made by an adaptive or global pooling, which gives one grid at every input size."""
+        seen: set[int] = set()
+        queue: list[Node] = [self]
+        while queue:
+            node = queue.pop()
+            if node.name.startswith("adaptive_") or (node.name in _REDUCTIONS and self.shape[-2:] == (1, 1)):
+                return True
+            seen.add(id(node))
+            queue += [n for n in node.inputs if id(n) not in seen and n.shape[-2:] == self.shape[-2:]]
+        return False
 
     def downstream(self) -> Iterator[Node]:
         """Every node this one's result flows into, itself left out."""
@@ -78,7 +92,8 @@ class Flow:
         in_place = name == "__setitem__"
         if not inputs and not outputs:
             return None
-        node = Node(name, inputs, integral=any(_integral(t) for t in outputs))
+        shape = tuple(outputs[0].shape) if outputs else ()
+        node = Node(name, inputs, integral=any(_integral(t) for t in outputs), shape=shape)
         for tensor in [args[0]] if in_place else outputs:
             self._bind(tensor, node)
         return node

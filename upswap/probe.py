@@ -53,7 +53,7 @@ class Place:
 
 @dataclasses.dataclass
 class Call:
-    """One resize call as it was seen to run. `site` is what tells it from other calls of the same owner."""
+    """One resize call as it was seen to run. `pooled` says that its source's grid was made by an adaptive pooling."""
 
     owner: str
     place: Place | None
@@ -64,10 +64,7 @@ class Call:
     device: torch.device
     kind: str = ""
     reason: str = ""
-
-    @property
-    def site(self) -> tuple[str, Place | None]:
-        return self.owner, self.place
+    pooled: bool = False
 
 
 @dataclasses.dataclass
@@ -208,6 +205,8 @@ class _Recorder(TorchFunctionMode):
     def classified(self) -> list[Call]:
         """The calls with their kinds, once the run is over and everything downstream of them is known."""
         outputs = set(map(id, self.flow.outputs))
+        for call, node in self._seen:
+            call.pooled = bool(node.inputs) and node.inputs[0].is_pooled()
         for call, node in self._seen:
             call.kind, call.reason = kind_of(
                 node,

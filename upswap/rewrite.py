@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from . import inputs as _inputs
 from .errors import PlanError, RewriteError
 from .locate import method_of
+from .preserve import preserved
 from .recompile import Replacement, recompile
 from .runtime import Target
 from .sites import Location, Plan, Site, site_from_dict
@@ -108,7 +109,8 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], arguments: Any) -> Ca
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         values = _inputs.build(arguments, lambda shape, dtype: torch.empty(shape, dtype=dtype, device=device))
-    graph = trace(owner, values, mode)
+    with preserved(owner):  # in eval mode: a batch norm in training refuses a single point
+        graph = trace(owner, values, mode)
     nodes = [node for node in graph.nodes if node.op == "call_function" and node.target is F.interpolate]
     if len(nodes) != len(sites):
         raise NotFaithful(f"the graph has {len(nodes)} resize calls, the probe saw {len(sites)}")

@@ -49,6 +49,10 @@ class Mapping(NamedTuple):
         """The `mode` of `grid_sample` that reads as this resize does: "bicubic" for bicubic, "bilinear" otherwise."""
         return "bicubic" if self.mode == "bicubic" else "bilinear"
 
+    def describe(self) -> str:
+        """The mapping in words, for messages."""
+        return f"{self.mode}, align_corners=True" if self.align_corners else self.mode
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype positions and samples are computed in: float64 for float64, float32 for everything else.
@@ -69,6 +73,18 @@ def scaled_size(size: Pair, scale_factor: Ratio) -> Pair:
         for n, factor in zip(size, scale_factor, strict=True)
     )
     return height, width
+
+
+def known_equal(target: Pair, size: Pair) -> bool:
+    """Whether two sizes are equal; for symbolic ones, whether they are so at every value they may take.
+
+    Asking symbolic sizes with `==` would tie a compiled graph to the answer, and the next size would recompile it.
+    """
+    if not torch.compiler.is_compiling():
+        return target == size
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy: only where it is needed
+
+    return all(statically_known_true(a == b) for a, b in zip(target, size, strict=True))
 
 
 def positions(
@@ -167,21 +183,26 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def sub_pixel_positions(mapping: Mapping, scale: int) -> Tensor | None:
-    """Positions of a pixel's `scale` sub-pixels along one axis, in source pixels from the pixel's centre.
+def initial_positions(mapping: Mapping, scale: Pair, groups: int) -> Tensor | None:
+    """The authors' `init_pos`: positions of the sub-pixels, in source pixels from the centre of the pixel they lie in.
 
-    For the half-pixel mapping these are the reference's (i - (scale - 1) / 2) / scale; for the nearest family 0.
+    For the half-pixel mapping (i - (s - 1) / 2) / s for sub-pixel i of s along an axis; for the nearest family 0.
 
     Returns:
-        (scale,) float64 on the CPU, or None where the positions are not the same for every pixel (align_corners) or
-        positions and a bilinear kernel do not say it all (bicubic).
+        (1, 2 * groups * sh * sw, 1, 1) float64 on the CPU, ordered (axis, group, sub-pixel), horizontal first and
+        sub-pixels row by row; or None where the positions are not the same for every pixel (align_corners), or a
+        bilinear kernel does not read at them (bicubic).
     """
-    if mapping.mode == "bilinear" and not mapping.align_corners:
-        index = torch.arange(scale, dtype=torch.float64, device="cpu")
-        return (index - (scale - 1) / 2) / scale
-    if mapping.mode in ("nearest", "nearest-exact", "area"):
-        return torch.zeros(scale, dtype=torch.float64, device="cpu")
-    return None
+    if mapping.mode == "bicubic" or mapping.align_corners:
+        return None
+    vertical, horizontal = scale
+    if mapping.mode == "bilinear":
+        index = [torch.arange(s, dtype=torch.float64, device="cpu") for s in scale]
+        rows, columns = ((i - (s - 1) / 2) / s for i, s in zip(index, scale, strict=True))
+    else:
+        rows, columns = (torch.zeros(s, dtype=torch.float64, device="cpu") for s in scale)
+    axes = torch.stack((columns.expand(vertical, horizontal), rows.unsqueeze(1).expand(vertical, horizontal)))
+    return axes.reshape(2, 1, -1).repeat(1, groups, 1).reshape(1, -1, 1, 1)
 
 
 def repeated_positions(sub_pixels: Tensor, source: int) -> Tensor:
@@ -217,8 +238,8 @@ def sample(x: Tensor, offset: Tensor, rows: Tensor, columns: Tensor, kernel: str
     """
     batch, channels, height, width = x.shape
     groups, (target_height, target_width) = offset.shape[1], offset.shape[-2:]
-    # grid_sample(align_corners=False) reads position p of n pixels at u = (2 p + 1) / n - 1. In this order, the division
-    # is the only step that rounds (p is a small dyadic number, or was rounded where torch rounds it too).
+    # grid_sample(align_corners=False) reads position p of n pixels at u = (2 p + 1) / n - 1. In this order only the
+    # division rounds by more than p's own last bit.
     base = torch.stack(
         (
             ((2 * columns + (1 - width)) / width).expand(target_height, target_width),

@@ -195,7 +195,8 @@ class Plan:
 def site_from_dict(data: Mapping[str, Any]) -> Site:
     """The site that `dataclasses.asdict` described."""
     location = data.get("location")
-    values = {key: _frozen(value) if key != "settings" else dict(value) for key, value in data.items()}
+    values = {key: _frozen(value) for key, value in data.items()}
+    values["settings"] = {key: _frozen(value) for key, value in data["settings"].items()}
     values["location"] = None if location is None else _known(Location, location)
     return _known(Site, values)
 

@@ -161,6 +161,7 @@ def _smp(spec: Spec) -> nn.Module:
     name = spec.name.lower()
     if name not in smp.MODEL_ARCHITECTURES_MAPPING:
         raise _unknown(spec, "architecture", spec.name, smp.MODEL_ARCHITECTURES_MAPPING)
+    _check_smp_options(spec, smp.create_model, smp.MODEL_ARCHITECTURES_MAPPING[name])
     try:
         return _call(spec, smp.create_model, name, **{"encoder_weights": None, **spec.options})
     except SourceError:
@@ -169,6 +170,22 @@ def _smp(spec: Spec) -> nn.Module:
         if isinstance(encoder, str) and not encoder.startswith("tu-") and encoder not in smp.encoders.encoders:
             raise _unknown(spec, "encoder", encoder, smp.encoders.encoders, " (or tu-NAME, of timm)") from None
         raise
+
+
+def _check_smp_options(spec: Spec, *functions: Callable[..., Any]) -> None:
+    """SMP hands options it does not know to the encoder, and most encoders ignore them: a misspelt one would be lost."""
+    if str(spec.options.get("encoder_name", "")).startswith("tu-"):
+        return  # timm takes more options, and raises on those it does not know
+    parameters = {p.name: p.kind for function in functions for p in inspect.signature(function).parameters.values()}
+    known = [
+        name
+        for name, kind in parameters.items()
+        if kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    ]
+    known = [name for name in known if name not in ("self", "arch")]
+    for option in spec.options:
+        if option not in known:
+            raise _unknown(spec, "option", option, known)
 
 
 def _timm(spec: Spec) -> nn.Module:

@@ -42,13 +42,20 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
         tries = _inputs.candidates(model)
         first = first_that_runs(model, tries)
         # Two more sides at most: a model that takes one size only is not worth the whole list.
-        others: Iterable[Inputs] = itertools.islice(tries, 2)
+        larger: list[Inputs] = list(itertools.islice(tries, 2))
     else:
         first = first_that_runs(model, iter([_inputs.as_inputs(example_inputs)]))
-        others = [_inputs.enlarged(first.inputs)]
-    second = _second(model, others) if first.calls else None
+        larger = [_inputs.enlarged(first.inputs)]
+    second = _second(model, larger) if first.calls else None
+    if second is not None and any(_too_small_to_tell(call) for call in second.calls):
+        second = _second(model, [_inputs.enlarged(second.inputs)]) or second
     sites, unlocated = _sites(model, first, second)
     return Survey(sites, unlocated, first.inputs, first.arguments)
+
+
+def _too_small_to_tell(call: Call) -> bool:
+    """Whether a map is a single point though no pooling made it one: a larger image may give it a size."""
+    return call.in_shape[-2:] == (1, 1) and call.out_shape[-2:] != (1, 1) and call.kind == "context" and not call.pooled
 
 
 def learned_upsampling(model: nn.Module) -> list[str]:
@@ -133,7 +140,11 @@ def _kind(call: Call, again: Call | None) -> tuple[str, str, Call]:
 
     A small image can make a feature map a single point, or a pooled grid as large as the map it joins; the second size tells.
     """
-    if again is None or call.kind not in ("feature", "context", "identity", "downsample"):
+    if call.kind not in ("feature", "context", "identity", "downsample"):
+        return call.kind, call.reason, call
+    if again is None:
+        if call.pooled:
+            return "context", "its source is a pooled grid", call
         return call.kind, call.reason, call
     if call.in_shape[-2:] == again.in_shape[-2:] and call.out_shape[-2:] != again.out_shape[-2:]:
         grid = "x".join(map(str, call.in_shape[-2:]))

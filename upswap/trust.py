@@ -42,6 +42,16 @@ PACKAGES: tuple[str, ...] = (
 #: The one function a file may name: it announces a module whose forward upswap rewrote (see `rewrite.py`).
 PENDING = "upswap.rewrite._pending"
 
+#: Functions that models keep as attributes. Each computes a tensor from tensors and does nothing else; yet sealed too.
+FUNCTIONS = frozenset(
+    {
+        "timm.layers.activations.gelu",
+        "torch.nn.functional.relu",
+        "torchvision.models.optical_flow.raft._pass_through_h",
+        "torchvision.ops.boxes.box_iou",
+    }
+)
+
 #: What to install for a package a file or spec needs.
 INSTALL = {
     "segmentation_models_pytorch": "pip install 'upswap[smp]'",
@@ -51,6 +61,9 @@ INSTALL = {
     "ultralytics": "pip install ultralytics",
     "monai": "pip install monai",
 }
+
+#: What `torch.serialization.safe_globals` takes: an object, with the name a file knows it by.
+SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
 
 # Modules that carry code in their state and compile it when they are restored.
 _CODE_CARRIERS: tuple[type, ...] = (torch.fx.GraphModule, torch.jit.ScriptModule)
@@ -65,7 +78,7 @@ def missing_package(package: str, needed_for: str) -> SourceError:
     return SourceError(f"{needed_for} needs the package {package}, which is not installed here: {how}")
 
 
-def safe_globals(names: Iterable[str], path: str, trust: Iterable[str] = ()) -> list[tuple[Any, str]]:
+def safe_globals(names: Iterable[str], path: str, trust: Iterable[str] = ()) -> list[SafeGlobal]:
     """The pairs for `torch.serialization.safe_globals` that let a file use `names`, the globals it asks for.
 
     A module is imported only where its name lies in `PACKAGES` or in a package named in `trust`: importing runs code.
@@ -77,13 +90,13 @@ def safe_globals(names: Iterable[str], path: str, trust: Iterable[str] = ()) -> 
         OptionError: `trust` holds something that is not a package name, or a part of Python itself.
     """
     trusted = tuple(_check_trust(package) for package in trust)
-    pairs: list[tuple[Any, str]] = []
+    pairs: list[SafeGlobal] = []
     refused: dict[str, str] = {}
     for index, name in enumerate(sorted(names)):
         if name == PENDING:
             from . import rewrite
 
-            pairs.append((_unsealing(rewrite._pending), name))
+            pairs += [(_restore_rewritten, name), (rewrite.Pending, "\n" + name)]
             continue
         try:
             found = _resolve(name, path, trusted)
@@ -92,6 +105,8 @@ def safe_globals(names: Iterable[str], path: str, trust: Iterable[str] = ()) -> 
             continue
         if _inside(name, trusted):
             pairs.append((found, name))
+        elif not isinstance(found, type):
+            pairs.append((_SealedFunction(found), name))
         else:
             pairs.append((_seal(found), name))
             # Setting state needs the real class on the list too. A newline ends a name inside a pickle, so this name
@@ -103,7 +118,7 @@ def safe_globals(names: Iterable[str], path: str, trust: Iterable[str] = ()) -> 
 
 
 def unseal(model: torch.nn.Module) -> torch.nn.Module:
-    """Put real classes back, in place, where a module holds a class as a value (`self.norm = nn.BatchNorm2d`)."""
+    """Put real classes and functions back, in place, where a module holds one as a value (`self.norm = nn.ReLU`)."""
     for module in model.modules():
         for key, value in list(vars(module).items()):
             opened = _opened(value)
@@ -128,6 +143,16 @@ class _Sealed(type):
         raise pickle.UnpicklingError(f"the file tries to call {cls.original.__module__}.{cls.original.__qualname__}")
 
 
+class _SealedFunction:
+    """The stand-in for a function that a model keeps as an attribute: a value until `unseal`, and never called."""
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise pickle.UnpicklingError(f"the file tries to call {self.original.__module__}.{self.original.__qualname__}")
+
+
 def _seal(original: type) -> type:
     def new(cls: type, *args: Any) -> Any:
         if issubclass(original, tuple):
@@ -142,7 +167,7 @@ def _seal(original: type) -> type:
 
 def _opened(value: Any) -> Any:
     """`value` with real classes for sealed ones, the same object where it holds none."""
-    if isinstance(value, _Sealed):
+    if isinstance(value, _Sealed | _SealedFunction):
         return value.original
     if type(value) in (list, tuple, set):
         items = [_opened(item) for item in value]
@@ -155,17 +180,31 @@ def _opened(value: Any) -> Any:
     return value
 
 
-def _unsealing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, given real classes for sealed ones."""
+def _restore_rewritten(original: Any, record: Any) -> Any:
+    """`rewrite._pending` for a stranger's file: with the real class, and the record looked at first."""
+    from .rewrite import _pending
 
-    def call(*args: Any) -> Any:
-        return function(*(_opened(arg) for arg in args))
+    sites = record.get("sites") if isinstance(record, Mapping) else None
+    if not isinstance(sites, list):
+        raise pickle.UnpicklingError("the file describes a rewritten module in a form upswap does not write")
+    check_names(sites)
+    return _pending(_opened(original), record)
 
-    return call
+
+def check_names(sites: Iterable[Mapping[str, Any]]) -> None:
+    """`UntrustedFileError` unless the upsampler names in a file's sites are names.
+
+    The graph route makes source code with these names in it, so one that is no identifier could be code.
+    """
+    for site in sites:
+        module, owner = site.get("module"), site.get("owner")
+        child = module.removeprefix(f"{owner}.") if isinstance(module, str) and isinstance(owner, str) else None
+        if module is not None and (child is None or not child.isidentifier()):
+            raise UntrustedFileError(f"the file names an upsampler {str(module)[:80]!r}, which upswap would not")
 
 
 def _check_trust(package: str) -> str:
-    top = package.partition(".")[0] if isinstance(package, str) else ""
+    top = package.partition(".")[0]
     if not top or not all(part.isidentifier() for part in package.split(".")):
         raise OptionError(f"trust takes the name of a Python package, such as my_models; got {package!r}")
     if top in sys.stdlib_module_names:
@@ -180,8 +219,8 @@ def _inside(name: str, packages: Iterable[str]) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> type:
-    """The class of that name, or `_Refused` with the reason."""
+def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> Any:
+    """The class (or, from `FUNCTIONS`, the function) of that name, or `_Refused` with the reason."""
     if not _inside(name, (*PACKAGES, *trusted)):
         raise _Refused("not in a package upswap knows")
     module_name, _, attribute = name.rpartition(".")
@@ -205,6 +244,8 @@ def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> type:
     if _inside(name, trusted):
         return found
     if not isinstance(found, type):
+        if name in FUNCTIONS and callable(found):
+            return found
         raise _Refused("a function, and only classes are admitted")
     if issubclass(found, _CODE_CARRIERS):
         raise _Refused("carries code of its own")
@@ -244,7 +285,8 @@ def _refusal(refused: Mapping[str, str], path: str) -> str:
         lines.append(f"Where these are packages of your own, or ones you trust: {flags} (in Python: trust=[{names}])")
     if len(own) < len(packages):
         lines.append(
-            "Nothing was run. A model file has no need of the rest; do not load it unless you know who made it"
+            "Nothing was run. With the rest a file could do anything. If you know who made it and why it holds that, build "
+            "the model in Python or from a spec instead, and load its weights"
         )
     return "\n".join(lines)
 

@@ -1,0 +1,209 @@
+"""Every segmentation-models-pytorch architecture, over encoders of different families and its interpolation options."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+import checks
+import upswap
+
+smp = pytest.importorskip("segmentation_models_pytorch")
+
+FEATURE = "feature => source"
+GRAPH = "feature => graph"
+
+UNET = {f"decoder.blocks.{i}": FEATURE for i in range(5)}
+UNET_4 = {f"decoder.blocks.{i}": FEATURE for i in range(4)}
+CONTEXT_4 = {f"decoder.psp:{i}": "context" for i in range(4)}
+
+#: Every resize call of each architecture: its kind, and the route where it is swapped. Written by hand from SMP's source.
+EXPECTED = {
+    "Unet": UNET,
+    "UnetPlusPlus": {
+        f"decoder.blocks.x_{depth}_{layer}": FEATURE
+        for depth, layer in [(0, 0), (1, 1), (2, 2), (3, 3), (0, 1), (1, 2), (2, 3), (0, 2), (1, 3), (0, 3), (0, 4)]
+    },
+    "MAnet": UNET,
+    "Linknet": {},
+    "FPN": {
+        "decoder.p4": GRAPH,
+        "decoder.p3": GRAPH,
+        "decoder.p2": GRAPH,
+        "decoder.seg_blocks.0.block.0": FEATURE,
+        "decoder.seg_blocks.0.block.1": FEATURE,
+        "decoder.seg_blocks.0.block.2": FEATURE,
+        "decoder.seg_blocks.1.block.0": FEATURE,
+        "decoder.seg_blocks.1.block.1": FEATURE,
+        "decoder.seg_blocks.2.block.0": FEATURE,
+        "segmentation_head.1": "logits",
+    },
+    "PSPNet": {**{f"decoder.psp.blocks.{i}": "context" for i in range(4)}, "segmentation_head.1": "logits"},
+    "DeepLabV3": {"decoder.aspp.convs.4": "context", "segmentation_head.1": "logits"},
+    "DeepLabV3Plus": {
+        "decoder.aspp.0.convs.4": "context",
+        "decoder.up": "feature => module",
+        "segmentation_head.1": "logits",
+    },
+    "PAN": {
+        "decoder.fpa:0": "context",
+        "decoder.fpa:1": "feature => graph",
+        "decoder.fpa:2": "feature => graph",
+        "decoder.fpa:3": "gate",
+        "decoder.gau3": "identity",
+        "decoder.gau2": GRAPH,
+        "decoder.gau1": GRAPH,
+        "segmentation_head.1": "logits",
+    },
+    "UPerNet": {
+        **CONTEXT_4,
+        "decoder.fpn_lateral_blocks.0": GRAPH,
+        "decoder.fpn_lateral_blocks.1": GRAPH,
+        "decoder.fpn_lateral_blocks.2": GRAPH,
+        "decoder:0": FEATURE,
+        "decoder:1": FEATURE,
+        "decoder:2": FEATURE,
+        "decoder:3": "identity",
+        "segmentation_head.1": "logits",
+    },
+    "Segformer": {
+        "decoder:0": FEATURE,
+        "decoder:1": FEATURE,
+        "decoder:2": FEATURE,
+        "decoder:3": "identity",
+        "segmentation_head.1": "logits",
+    },
+    "DPT": {**{f"decoder.fusion_blocks.{i}": FEATURE for i in range(4)}, "segmentation_head": "logits"},
+}
+# Encoders with a feature map at half the size give SMP's SegFormer decoder one more, which it makes smaller.
+SEGFORMER_CNN = {**EXPECTED["Segformer"], "decoder:4": "downsample"}
+SEGFORMER_CNN["segmentation_head.1"] = SEGFORMER_CNN.pop("segmentation_head.1")
+
+ENCODERS = ["resnet18", "mit_b0", "efficientnet-b0", "tu-convnext_atto", "tu-pvt_v2_b0", "tu-swin_tiny_patch4_window7_224"]
+#: What SMP itself refuses to build, or what the encoder does not have (dilation).
+REFUSED = {
+    *((arch, "mit_b0") for arch in ("UnetPlusPlus", "Linknet")),
+    *((arch, enc) for arch in ("DeepLabV3", "DeepLabV3Plus", "PAN") for enc in ENCODERS[4:]),
+}
+CASES = [
+    *((arch, enc) for arch in EXPECTED if arch != "DPT" for enc in ENCODERS if (arch, enc) not in REFUSED),
+    ("DPT", "tu-vit_tiny_patch16_224"),
+]
+NOTHING = [case for case in CASES if not any("=>" in kind for kind in EXPECTED[case[0]].values())]
+FIXED = {"tu-swin_tiny_patch4_window7_224": 224, "tu-vit_tiny_patch16_224": 224}
+
+
+def build(arch: str, encoder: str, **options: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what SMP and timm say of their own settings
+        return getattr(smp, arch)(encoder, encoder_weights=None, classes=3, **options).eval()
+
+
+def images(encoder: str, arch: str) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    side = FIXED.get(encoder)
+    if side:
+        return [torch.randn(1, 3, side, side), torch.randn(3, 3, side, side)]
+    # PAN's attention pools its map three times; the odd sizes are for models that take them, the others refuse alike.
+    small = 256 if arch == "PAN" else 64
+    return [
+        torch.randn(1, 3, small, small),
+        torch.randn(3, 3, small, small + 96),
+        torch.randn(1, 3, small + 65, small + 33),
+    ]
+
+
+@pytest.mark.parametrize(("arch", "encoder"), CASES)
+def test_inspect_gives_the_expected_sites(arch: str, encoder: str) -> None:
+    expected = EXPECTED[arch]
+    if arch == "Segformer" and encoder in ("resnet18", "efficientnet-b0"):
+        expected = SEGFORMER_CNN
+    model = build(arch, encoder)
+    before = copy.deepcopy(model)
+    plan = upswap.inspect(model)
+    assert checks.decisions(plan) == expected
+    assert all(site.location is None or site.location.line > 0 for site in plan.sites)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True))
+    assert upswap.Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(("arch", "encoder"), [case for case in CASES if case not in NOTHING])
+def test_patched_model(arch: str, encoder: str) -> None:
+    original = build(arch, encoder)
+    patched = upswap.patch(copy.deepcopy(original))
+    batches = images(encoder, arch)
+    checks.check_step_0(original, patched, batches)
+    checks.check_keys(original, patched)
+    checks.check_training(original, patched, batches[1])
+    checks.check_learning(patched, batches[1])
+    checks.check_unpatch(original, patched, batches[0])
+    checks.check_repatch(patched)
+
+
+@pytest.mark.parametrize(("arch", "encoder"), NOTHING)
+def test_nothing_to_swap_says_what_there_is_instead(arch: str, encoder: str) -> None:
+    model = build(arch, encoder)
+    with pytest.raises(upswap.NothingToSwapError) as error:
+        upswap.patch(model)
+    assert ("ConvTranspose2d" if arch == "Linknet" else "logits") in str(error.value)
+    assert "_upswap_plan" not in model.__dict__
+
+
+MODES = ["nearest", "nearest-exact", "bilinear", "bicubic", "area"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("arch", ["Unet", "UnetPlusPlus", "MAnet", "FPN", "PAN"])
+def test_every_interpolation_mode(arch: str, mode: str) -> None:
+    if arch == "FPN" and mode == "bilinear":
+        options = {"decoder_interpolation": mode, "decoder_merge_policy": "cat"}
+    else:
+        options = {"decoder_interpolation": mode}
+    original = build(arch, "resnet18", **options)
+    patched = upswap.patch(copy.deepcopy(original), style="pl" if mode == "bicubic" else "lp", dyscope=mode == "area")
+    assert mode in {site.mode for site in upswap.plan_of(patched).swapped}
+    batches = images("resnet18", arch)
+    checks.check_step_0(original, patched, batches)
+    checks.check_training(original, patched, batches[1])
+    checks.check_learning(patched, batches[1])
+
+
+@pytest.mark.parametrize("style", ["lp", "pl"])
+@pytest.mark.parametrize("dyscope", [False, True])
+@pytest.mark.parametrize("arch", ["Unet", "UPerNet"])
+def test_every_variant(arch: str, style: str, dyscope: bool) -> None:
+    original = build(arch, "resnet18")
+    patched = upswap.patch(copy.deepcopy(original), style=style, dyscope=dyscope)
+    assert {module.style for module in upswap.upsamplers(patched).values()} == {style}
+    batches = images("resnet18", arch)
+    checks.check_step_0(original, patched, batches)
+    checks.check_learning(patched, batches[1])
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+@pytest.mark.parametrize("arch", ["Unet", "FPN", "UPerNet", "Segformer", "PAN"])
+def test_shallower_encoders(arch: str, depth: int) -> None:
+    options: dict[str, object] = {"encoder_depth": depth}
+    if arch == "Unet":
+        options["decoder_channels"] = (64, 32, 16, 16)[:depth]
+    try:
+        original = build(arch, "resnet18", **options)
+        original(torch.randn(1, 3, 256, 256))
+    except (ValueError, IndexError, RuntimeError) as error:
+        pytest.skip(f"SMP does not build or run it: {error}")
+    patched = upswap.patch(copy.deepcopy(original))
+    checks.check_step_0(original, patched, images("resnet18", arch))
+
+
+def test_an_auxiliary_head_and_attention() -> None:
+    options = {"aux_params": {"classes": 2}, "decoder_attention_type": "scse"}
+    original = build("Unet", "resnet18", **options)
+    patched = upswap.patch(copy.deepcopy(original))
+    checks.check_step_0(original, patched, images("resnet18", "Unet"))
+    masks, labels = patched(torch.randn(2, 3, 64, 64))
+    assert masks.shape == (2, 3, 64, 64)
+    assert labels.shape == (2, 2)

@@ -1,0 +1,149 @@
+"""`upswap convert`: patch a model, verify that it computes what it did, save it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import model_options, open_model, patch_options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..sites import Plan
+    from ..verify import Report
+
+
+@click.command(short_help="Swap a model's feature upsampling, verify, and save it.")
+@model_options
+@click.option("-o", "--output", metavar="OUT", help="File to write: .pt or .safetensors.  [default: SOURCE.upswap.pt]")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--dry-run", is_flag=True, help="Do everything but save.")
+def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> None:
+    """Swap the feature upsampling of SOURCE, verify that it still computes the same, and save it.
+
+    SOURCE is a file (.pt, .safetensors) or a spec: smp:unet?encoder_name=resnet34&classes=3, timm:NAME,
+    torchvision:NAME.
+    """
+    from .. import api, checkpoint
+    from ..verify import capture, compare
+    from .tables import progress
+
+    target = Path(output) if output else default_output(options["source"])
+    if not dry_run:
+        # Before the work, not after it.
+        checkpoint.check_target(target, source=options["source"], force=force)
+    with progress("looking at the model"):
+        source, example_inputs = open_model(options)
+    model = source.model
+    before = _count(model)
+    with progress("running the original"):
+        captured = capture(model, example_inputs)
+    with progress("swapping"):
+        api.patch(model, example_inputs, **patch_options(options))
+    plan = api.plan_of(model)
+    with progress("verifying"):
+        report = compare(captured, model)
+    _check(report, plan)
+    saved = None
+    if not dry_run:
+        with progress(f"saving {target}"):
+            saved = checkpoint.save(model, target, source=source.spec or source.path, force=force)
+    result = {
+        "source": options["source"],
+        "model": plan.model_class,
+        "saved": None if saved is None else str(saved),
+        "parameters": before,
+        "parameters_added": _count(model) - before,
+        "max_abs_diff": report.max_abs_diff,
+        "max_rel_diff": report.max_rel_diff,
+        "verified_at": list(dict.fromkeys(row.inputs for row in report.rows)),
+        "load": None if saved is None else _load_line(saved, options["trust"], plan),
+        "plan": plan.to_dict(),
+    }
+    if options["as_json"]:
+        click.echo(json.dumps(result, indent=2, sort_keys=True))
+    else:
+        _print(result, plan)
+
+
+def default_output(source: str) -> Path:
+    """`unet.pt` gives `unet.upswap.pt` beside it, `smp:unet?...` gives `unet.upswap.pt` here.
+
+    >>> default_output("models/unet.pt").as_posix(), default_output("smp:Unet?classes=3").as_posix()
+    ('models/unet.upswap.pt', 'unet.upswap.pt')
+    """
+    from ..sources import parse
+
+    spec = parse(source)
+    if spec is not None:
+        return Path(f"{spec.name.lower().replace('/', '_')}.upswap.pt")
+    path = Path(source)
+    suffix = path.suffix if path.suffix in (".pt", ".pth", ".safetensors") else ".pt"
+    return path.with_name(f"{path.stem}.upswap{suffix}")
+
+
+def _exact(plan: Plan) -> bool:
+    """Whether the options promise the original function at step 0."""
+    return plan.options.init == "match" and not plan.options.cascade
+
+
+def _check(report: Report, plan: Plan) -> None:
+    """`VerificationError` where the model is not what it was; nothing has been written then."""
+    from ..errors import VerificationError
+
+    broken = [row for row in report.rows if row.problem or (_exact(plan) and not row.ok)]
+    if broken or not report.rows:
+        rows = "; ".join(
+            f"output {row.output} at {row.inputs}: {row.problem or f'relative difference {row.max_rel_diff:.1e}'}"
+            for row in broken
+        )
+        raise VerificationError(f"the patched model does not compute what the original did, nothing was saved. {rows}")
+
+
+def _print(result: Mapping[str, Any], plan: Plan) -> None:
+    from .tables import sites_table, stdout, summary
+
+    console = stdout()
+    console.print(f"[bold]{plan.model_class.rpartition('.')[2]}[/bold]: {summary(plan)}\n")
+    console.print(sites_table(plan, console.width))
+    added, before = result["parameters_added"], result["parameters"]
+    share = f" ({added / before:+.2%} of {before:,})" if before else ""
+    console.print(f"\nparameters added   {added:,}{share}")
+    difference = f"{result['max_rel_diff']:.1e} of the largest output, at inputs {'; '.join(result['verified_at'])}"
+    why = "" if _exact(plan) else " (--init paper and --cascade change the function)"
+    console.print(f"step-0 difference  {difference}{why}")
+    if result["saved"] is None:
+        console.print("saved              nothing (dry run)")
+        return
+    size = Path(result["saved"]).stat().st_size
+    console.print(f"saved              {result['saved']} ({size / 1e6:.1f} MB)\n")
+    console.print("In Python:\n")
+    # As it is to be typed: no wrapping, no markup.
+    click.echo(f"    import upswap\n    {result['load']}")
+    for hint in plan.hints:
+        click.echo(f"note: {hint}", err=True)
+
+
+def _load_line(path: Path, trust: tuple[str, ...], plan: Plan) -> str:
+    arguments = [repr(str(path)).replace("'", '"')]
+    if path.suffix == ".safetensors" and not _rebuilds(path):
+        arguments.append(f"{plan.model_class.rpartition('.')[2]}(...)")
+    if trust:
+        arguments.append(f"trust={list(trust)!r}".replace("'", '"'))
+    return f"model = upswap.load({', '.join(arguments)})"
+
+
+def _rebuilds(path: Path) -> bool:
+    """Whether a `.safetensors` says by itself how its model is built."""
+    from ..checkpoint import read_header
+
+    return isinstance(read_header(path).get("source"), str)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

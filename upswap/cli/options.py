@@ -1,0 +1,93 @@
+"""The arguments and options that `inspect` and `convert` have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..sites import KINDS
+
+if TYPE_CHECKING:
+    from ..sources import Source
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+#: What `upswap.patch` takes under the same names.
+PATCH_OPTIONS = ("style", "groups", "dyscope", "init", "cascade", "strict", "kinds", "include", "exclude")
+
+
+class _Size(click.ParamType[tuple[int, int]]):
+    """`512` or `512x768`: height and width in pixels."""
+
+    name = "H|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """The pair (height, width)."""
+        match = re.fullmatch(r"(\d{1,6})(?:[x,](\d{1,6}))?", str(value).strip())
+        if match is None or 0 in (int(match[1]), int(match[2] or 1)):
+            self.fail(f"{value!r} is not a size in pixels; write 512 or 512x768 (height x width)", param, ctx)
+        return int(match[1]), int(match[2] or match[1])
+
+
+_OPTIONS = [
+    click.argument("source", metavar="SOURCE"),
+    click.option(
+        "--style", type=click.Choice(["lp", "pl"]), default="lp", show_default=True, help="How DySample predicts."
+    ),
+    click.option("--groups", type=click.IntRange(min=1), help="Channel groups.  [default: 4 for lp, 8 for pl]"),
+    click.option("--dyscope", is_flag=True, help="Learn the range of the offsets too."),
+    click.option(
+        "--init",
+        type=click.Choice(["match", "paper"]),
+        default="match",
+        show_default=True,
+        help="match: the same output at step 0. paper: as published.",
+    ),
+    click.option("--cascade", is_flag=True, help="x4 and x8 as chains of x2 (not exact at step 0)."),
+    click.option("--strict", is_flag=True, help="Fail instead of falling back, as when groups do not divide channels."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Swap only sites of such names. Repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Keep sites of such names. Repeatable."),
+    click.option(
+        "--kind",
+        "kinds",
+        multiple=True,
+        type=click.Choice(list(KINDS)),
+        metavar="KIND",
+        help="Kinds to swap. Repeatable.  [default: feature]",
+    ),
+    click.option(
+        "--input-size", type=_Size(), metavar="H[xW]", help="Size of the example image.  [default: found by trying]"
+    ),
+    click.option("--weights", metavar="FILE", help="A state dict to load into SOURCE first."),
+    click.option(
+        "--trust", multiple=True, metavar="PACKAGE", help="Allow a .pt to use a package of your own. Repeatable."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="JSON on stdout, notes on stderr."),
+    click.option("--debug", is_flag=True, help="Show tracebacks and others' warnings."),
+]
+
+
+def model_options(command: _Command) -> _Command:
+    """SOURCE and the options every command that plans a swap takes."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def patch_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `upswap.patch` among the options of a command."""
+    chosen = {name: options[name] for name in PATCH_OPTIONS}
+    return {**chosen, "kinds": chosen["kinds"] or ("feature",)}
+
+
+def open_model(options: dict[str, Any]) -> tuple[Source, Any]:
+    """The source on the command line, and example inputs of the size asked for; None where they are found by trying."""
+    from ..inputs import example_inputs_for
+    from ..sources import open_source
+
+    source = open_source(options["source"], trust=options["trust"], weights=options["weights"])
+    size = options["input_size"]
+    return source, source.example_inputs if size is None else example_inputs_for(source.model, size)

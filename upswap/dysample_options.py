@@ -1,0 +1,67 @@
+"""Checks and normal forms of what a user gives a DySample: each returns the value it will use or says what it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+
+from .errors import OptionError
+from .sampling import Ratio
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise OptionError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise OptionError(f"{name}={value!r} is not one of {', '.join(choices)}")
+
+
+def positive_int(name: str, value: Any) -> int:
+    """A count; OptionError unless it is an int of at least 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name} must be a positive int, got {value!r}")
+    return int(value)
+
+
+def pair(name: str, value: Any) -> tuple[Any, Any]:
+    """(vertical, horizontal) from one value for both axes or a sequence of two; OptionError for other lengths."""
+    if not isinstance(value, Sequence):
+        return value, value
+    if len(value) != 2:
+        raise OptionError(f"{name} must be one number or (vertical, horizontal), got {value!r}")
+    return value[0], value[1]
+
+
+def scale_pair(scale: Any) -> Ratio:
+    """(vertical, horizontal) factors, ints where they are integral; OptionError unless finite and at least 1."""
+    message = f"scale must be one number or (vertical, horizontal), finite and at least 1, got {scale!r}"
+    factors = pair("scale", scale)
+    if any(isinstance(factor, (bool, str)) for factor in factors):
+        raise OptionError(message)
+    try:
+        vertical, horizontal = (float(factor) for factor in factors)
+    except (TypeError, ValueError) as error:
+        raise OptionError(message) from error
+    if not (1 <= vertical < math.inf and 1 <= horizontal < math.inf):
+        raise OptionError(message)
+    return (
+        int(vertical) if vertical.is_integer() else vertical,
+        int(horizontal) if horizontal.is_integer() else horizontal,
+    )
+
+
+def whole(n: Any) -> int:
+    """One entry of a size: an int, which may be symbolic; OptionError otherwise."""
+    if isinstance(n, (int, torch.SymInt)):
+        return n
+    if isinstance(n, Integral):
+        return int(n)
+    raise OptionError(f"size must be an int or a pair of ints, got {n!r}")
+
+
+def plain(scale: Ratio) -> str:
+    """A pair of factors as a user would write it: "2" or "(3, 2)"."""
+    return str(scale[0]) if scale[0] == scale[1] else str(scale)
