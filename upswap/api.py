@@ -197,9 +197,13 @@ def _several(value: Patterns) -> tuple[str, ...]:
 def _check_model(model: nn.Module) -> None:
     """`OptionError` for what is not a module that can be rewritten, with the way out."""
     if isinstance(model, torch.jit.ScriptModule):
-        raise OptionError("this is a TorchScript module, whose code is compiled; patch the Python model it was made from")
+        raise OptionError(
+            "this is a TorchScript module, whose code is compiled; patch the Python model it was made from"
+        )
     if isinstance(model, torch.export.ExportedProgram):
-        raise OptionError("this is an ExportedProgram, a graph without classes; patch the Python model it was made from")
+        raise OptionError(
+            "this is an ExportedProgram, a graph without classes; patch the Python model it was made from"
+        )
     if not isinstance(model, nn.Module):
         raise OptionError(f"expected a torch.nn.Module, got a {type(model).__name__}")
     wrapped = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}

@@ -7,6 +7,7 @@ The form of a file is told by its content when it is read and by its suffix when
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -14,7 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,6 +26,9 @@ from ._version import __version__
 from .errors import OptionError, PlanError, SaveError, SourceError, UntrustedFileError, UpswapWarning
 from .sites import Plan
 from .sources import parse, rebuild, spec_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 #: The one key of ours in a safetensors header. One, because the writer puts several in random order.
 HEADER_KEY = "upswap"
@@ -122,13 +126,31 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 def _write_pickle(model: nn.Module, path: Path) -> None:
+    # To an open file: given a path, torch.save names the records inside after the (temporary) file.
+    with _Writer(io.FileIO(path, "w")) as file:
+        _pickle(model, file)
+
+
+class _Writer(io.BufferedWriter):
+    """A file that remembers why writing failed: torch's writer puts an error of its own in its place."""
+
+    error: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """As the base class."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _pickle(model: nn.Module, writer: _Writer) -> None:
     try:
-        # To an open file: given a path, torch.save names the records inside after the (temporary) file.
-        with open(path, "wb") as file:
-            torch.save(model, file)
-    except OSError:
-        raise
+        torch.save(model, writer)
     except Exception as error:  # pickling runs the __reduce__ of any object the model holds
+        if writer.error is not None:
+            raise writer.error from None
         raise SaveError(
             f"{type(model).__name__} cannot be pickled: {error}. A .safetensors holds the weights and the plan alone"
         ) from error
@@ -155,9 +177,11 @@ def _unpickle(path: Path, trust: tuple[str, ...]) -> Any:
         with torch.serialization.safe_globals(pairs):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UntrustedFileError(f"{path} is refused: {_cause(error)}. Nothing was run") from error
-    except (PlanError, UntrustedFileError):
+        raise UntrustedFileError(f"{path} is refused: {_cause(error)}") from error
+    except PlanError:
         raise
+    except UntrustedFileError as error:
+        raise UntrustedFileError(f"{path} is refused: {error}") from error
     except Exception as error:  # as above: truncated records, impossible shapes, missing storages
         raise SourceError(f"{path} is damaged: {type(error).__name__}: {_cause(error)}") from error
 
@@ -331,7 +355,10 @@ def _load_safetensors(path: Path, model: nn.Module | None) -> nn.Module:
         model = rebuild(header["source"], str(path)).train(bool(header.get("training")))
     if header.get("plan") is not None:
         plan = Plan.from_dict(header["plan"])
-        trusting.check_names(site.__dict__ for site in plan.sites)
+        try:
+            trusting.check_names(site.__dict__ for site in plan.sites)
+        except UntrustedFileError as error:
+            raise UntrustedFileError(f"{path} is refused: {error}") from error
         model = patch(model, plan=plan)
     tensors.update({alias: tensors[name] for alias, name in header["shared"].items()})
     _assign(model, tensors, path, keep_dtype=True)
@@ -365,9 +392,6 @@ def _is_spec(source: str | Path) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line that says something; torch wraps its own in advice that does not apply here."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for line in lines:
-        if line.startswith("WeightsUnpickler error:"):
-            return line.removeprefix("WeightsUnpickler error:").strip()
+    """The first line of a message; torch wraps that of its unpickler in advice that does not apply here."""
+    lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from . import sampling
 from .dysample_options import check_choice, pair, plain, positive_int, scale_pair, whole
@@ -29,8 +28,9 @@ PAPER_OFFSET_STD = 0.001
 # `offset.bias` at the start of a dynamic-scope module that matches a resize. With an offset of exactly 0 the product
 # sigmoid(scope) * offset would give `scope` no gradient in the first step. 2**-44 moves a sampling point by 1.4e-14
 # pixels: nothing in float32, under the rounding of a float64 coordinate, and yet far from underflow, so that every
-# parameter moves from the first step on. (A visible bias taken back by `init_pos` would do too, but then zero offsets
-# would no longer mean the base grid, and released checkpoints would not fit the module.)
+# parameter moves from the first step on (in parameters stored as float16 it is 0, and `scope` moves from the second
+# step on). A visible bias taken back by `init_pos` would do too, but then zero offsets would no longer mean the base
+# grid, and released checkpoints would not fit the module.
 _NUDGE = 2.0**-44
 
 # Released checkpoints may be stored in half precision; grids that really differ do so by at least 1/16 of a pixel.
@@ -120,7 +120,7 @@ class DySample(nn.Module):
         self.scale = scale_pair(scale)
         self.style = style
         self.requested_groups = positive_int("groups", DEFAULT_GROUPS[style] if groups is None else groups)
-        self.groups = max(n for n in range(1, self.requested_groups + 1) if in_channels % n == 0)
+        self.groups = max(n for n in range(1, self.requested_groups + 1) if self.in_channels % n == 0)
         if strict and self.groups != self.requested_groups:
             raise OptionError(
                 f"groups={self.requested_groups} does not divide in_channels={in_channels}; the largest that does is "
@@ -133,21 +133,18 @@ class DySample(nn.Module):
         self.offset_scale: Pair = (math.ceil(self.scale[0]), math.ceil(self.scale[1]))
 
         sub_pixels = self.offset_scale[0] * self.offset_scale[1]
-        conv_in, conv_out = in_channels, 2 * self.groups
+        conv_in, conv_out = self.in_channels, 2 * self.groups
         if style == "lp":
             conv_out *= sub_pixels
-        elif in_channels % sub_pixels:
+        elif self.in_channels % sub_pixels:
             raise OptionError(
                 f"style='pl' shuffles {sub_pixels} channels into one before it predicts offsets, and "
                 f"in_channels={in_channels} is not a multiple of {sub_pixels}; use style='lp'"
             )
         else:
             conv_in //= sub_pixels
-        # skip_init, since a convolution's own initialisation would draw random numbers only to be overwritten, and so
-        # change every random number that follows in the user's program.
-        factory = {"device": torch.get_default_device() if device is None else device, "dtype": dtype}
-        self.offset = skip_init(nn.Conv2d, conv_in, conv_out, 1, **factory)
-        self.scope = skip_init(nn.Conv2d, conv_in, conv_out, 1, bias=False, **factory) if dyscope else None
+        self.offset = _pointwise(conv_in, conv_out, True, device, dtype)
+        self.scope = _pointwise(conv_in, conv_out, False, device, dtype) if dyscope else None
         init_pos = self._initial_positions()
         if init_pos is not None:
             like = self.offset.weight
@@ -167,7 +164,8 @@ class DySample(nn.Module):
             else:
                 nn.init.zeros_(self.offset.weight)
             nudged = self.dyscope and self.init == "match"
-            nn.init.constant_(_bias(self.offset), _NUDGE if nudged else 0.0)
+            if self.offset.bias is not None:
+                nn.init.constant_(self.offset.bias, _NUDGE if nudged else 0.0)
             if self.scope is not None:
                 nn.init.zeros_(self.scope.weight)
                 if self.scope.bias is not None:
@@ -222,7 +220,7 @@ class DySample(nn.Module):
             # Offsets are in input pixels at any resolution: their values stay.
             offsets = F.interpolate(offsets, size=target, mode="bilinear", align_corners=False)
         rows, columns = self._base_positions(x, target, factors, predicted)
-        points = offsets.view(x.shape[0], self.groups, 2, *target)
+        points = offsets.reshape(x.shape[0], self.groups, 2, *target)
         out = sampling.sample(full, points, rows, columns, self.base.kernel).to(x.dtype)
         return out.contiguous(memory_format=torch.channels_last) if sampling.is_channels_last(x) else out
 
@@ -237,16 +235,8 @@ class DySample(nn.Module):
             return sampling.repeated_positions(rows, x.shape[2]), sampling.repeated_positions(columns, x.shape[3])
         direct = sampling.takes_direct_kernel(x, target)
         rows, columns = (
-            sampling.positions(
-                self.base,
-                x.shape[2 + axis],
-                target[axis],
-                None if factors is None else factors[axis],
-                dtype=dtype,
-                device=x.device,
-                direct=direct,
-            )
-            for axis in (0, 1)
+            sampling.positions(self.base, *axis, dtype=dtype, device=x.device, direct=direct)
+            for axis in zip(x.shape[2:], target, (None, None) if factors is None else factors, strict=True)
         )
         return rows, columns
 
@@ -269,21 +259,21 @@ class DySample(nn.Module):
 
         The convolution's outputs are reordered from the state dict's (axis, group, sub-pixel) to (group, axis,
         sub-pixel), the order in which the sampler takes them without a copy, and multiplied by the constant part of
-        the scope; both on the few weights and not on the field.
+        the scope; both on the few weights and not on the field. So the submodules only hold the weights: they are not
+        called, and forward hooks on them do not run.
         """
+        offset_weight, offset_bias = _weights("offset", self.offset)
         batch, channels, height, width = x.shape
         vertical, horizontal = self.offset_scale
         sub_pixels = vertical * horizontal
         gain = 0.5 if self.scope is not None else 0.25
-        weight = self._reorder(self.offset.weight.to(x.dtype)) * gain
-        bias = self._reorder(_bias(self.offset).to(x.dtype)) * gain
+        weight = self._reorder(offset_weight.to(x.dtype)) * gain
+        bias = self._reorder(offset_bias.to(x.dtype)) * gain
         if self.scope is not None:
             # Offset and scope as one convolution, which reads x once.
-            weight = torch.cat((weight, self._reorder(self.scope.weight.to(x.dtype))))
-            scope_bias = self.scope.bias
-            bias = torch.cat(
-                (bias, torch.zeros_like(bias) if scope_bias is None else self._reorder(scope_bias.to(x.dtype)))
-            )
+            scope_weight, scope_bias = _weights("scope", self.scope)
+            weight = torch.cat((weight, self._reorder(scope_weight.to(x.dtype))))
+            bias = torch.cat((bias, self._reorder(scope_bias.to(x.dtype))))
         if self.style == "pl":
             # A 1x1 convolution over the sub-pixels stacked along the height: shuffling there and back is no work.
             x = x.view(batch, channels // sub_pixels, sub_pixels * height, width)
@@ -382,7 +372,26 @@ class DySample(nn.Module):
         return ", ".join(parts)
 
 
-def _bias(conv: nn.Conv2d) -> Tensor:
-    if conv.bias is None:
-        raise OptionError("the offset convolution of a DySample has lost its bias; set it to zeros instead of None")
-    return conv.bias
+def _pointwise(
+    conv_in: int, conv_out: int, bias: bool, device: torch.device | str | int | None, dtype: torch.dtype | None
+) -> nn.Conv2d:
+    """A 1x1 convolution without values yet.
+
+    Its own initialisation is left to the meta device, where it draws no random numbers: they would only be overwritten,
+    and every random number that follows in the user's program would be another one than without the upsampler.
+    """
+    conv = nn.Conv2d(conv_in, conv_out, 1, bias=bias, device="meta", dtype=dtype)
+    conv.weight = nn.Parameter(torch.empty(conv.weight.shape, device=device, dtype=dtype))
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(torch.empty(conv.bias.shape, device=device, dtype=dtype))
+    return conv
+
+
+def _weights(name: str, conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution of a DySample, zeros for a bias it does not have."""
+    if not isinstance(conv, nn.Conv2d):
+        raise OptionError(
+            f"DySample.{name} was replaced by a {type(conv).__name__}, which would be ignored: a DySample reads the "
+            "weights of its convolutions and does not call them. Leave its submodules out of what wraps or replaces them"
+        )
+    return conv.weight, conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias

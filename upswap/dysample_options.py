@@ -21,7 +21,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def positive_int(name: str, value: Any) -> int:
     """A count; OptionError unless it is an int of at least 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
         raise OptionError(f"{name} must be a positive int, got {value!r}")
     return int(value)
 
@@ -53,10 +53,12 @@ def scale_pair(scale: Any) -> Ratio:
     )
 
 
-def whole(n: Any) -> int:
+def whole(n: object) -> int:
     """One entry of a size: an int, which may be symbolic; OptionError otherwise."""
-    if isinstance(n, (int, torch.SymInt)):
+    if isinstance(n, int):
         return n
+    if isinstance(n, torch.SymInt):
+        return n  # type: ignore[return-value]  # int() would tie a compiled graph to this one value
     if isinstance(n, Integral):
         return int(n)
     raise OptionError(f"size must be an int or a pair of ints, got {n!r}")

@@ -14,12 +14,15 @@ from typing import Any
 import torch
 
 #: Operations with weights, or that mix positions or channels by data. A resize with none of these after it makes an output.
-MIXING = frozenset(
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d _convolution deform_conv2d linear bilinear embedding "
-    "addmm matmul mm bmm baddbmm einsum __matmul__ __rmatmul__ scaled_dot_product_attention multi_head_attention_forward "
-    "batch_norm layer_norm group_norm instance_norm rms_norm lstm gru".split()
-)
-_REDUCTIONS = frozenset("mean amax amin max sum logsumexp norm".split())
+MIXING = frozenset({
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "_convolution",
+    "deform_conv2d", "linear", "bilinear", "embedding", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum",
+    "__matmul__", "__rmatmul__", "scaled_dot_product_attention", "multi_head_attention_forward", "batch_norm",
+    "layer_norm", "group_norm", "instance_norm", "rms_norm", "lstm", "gru",
+})  # fmt: skip
+_REDUCTIONS = frozenset({
+    "mean", "amax", "amin", "max", "sum", "logsumexp", "norm",
+})  # fmt: skip
 
 
 @dataclasses.dataclass(eq=False)

@@ -30,7 +30,12 @@ class Inputs:
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor among the arguments, in order."""
         found: list[torch.Tensor] = []
-        map_tensors((self.args, self.kwargs), lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map(keep)
         return found
 
     def map(self, function: Callable[[torch.Tensor], Any]) -> Inputs:
@@ -52,7 +57,11 @@ def as_inputs(example_inputs: Any) -> Inputs:
     if isinstance(example_inputs, Mapping):
         return Inputs((), dict(example_inputs))
     if isinstance(example_inputs, tuple | list):
-        if len(example_inputs) == 2 and isinstance(example_inputs[0], tuple | list) and isinstance(example_inputs[1], dict):
+        if (
+            len(example_inputs) == 2
+            and isinstance(example_inputs[0], tuple | list)
+            and isinstance(example_inputs[1], dict)
+        ):
             return Inputs(tuple(example_inputs[0]), dict(example_inputs[1]))
         return Inputs(tuple(example_inputs), {})
     raise InputError(
@@ -145,9 +154,11 @@ def describe(value: Any) -> Any:
 
 def build(description: Any, make: Callable[[list[int], torch.dtype], torch.Tensor]) -> Any:
     """The value that `describe` described, its tensors made by `make(shape, dtype)`."""
-    (form, content), *rest = description.items()
-    if form == "tensor":
-        return make(list(content), getattr(torch, rest[0][1]))
+    if "tensor" in description:
+        return make(list(description["tensor"]), getattr(torch, description["dtype"]))
+    if "args" in description:
+        return Inputs(build(description["args"], make), build(description["kwargs"], make))
+    ((form, content),) = description.items()
     if form == "size":
         return torch.Size(content)
     if form == "value":
@@ -157,6 +168,4 @@ def build(description: Any, make: Callable[[list[int], torch.dtype], torch.Tenso
         return tuple(items) if form == "tuple" else items
     if form == "dict":
         return {key: build(item, make) for key, item in content.items()}
-    if form == "args":
-        return Inputs(build(content, make), build(rest[0][1], make))
     raise InputError(f"{form!r} is not a description of a value")

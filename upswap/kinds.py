@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from .flow import MIXING, Node
 
-_CASTS = frozenset(
-    "to float half bfloat16 double type type_as unsqueeze squeeze view reshape expand permute transpose __getitem__ contiguous "
-    "detach clone repeat".split()
-)
-_COMPARISONS = frozenset(
-    "__gt__ __ge__ __lt__ __le__ __eq__ __ne__ gt ge lt le eq ne greater less argmax argmin argsort topk __bool__ bool long int "
-    "nonzero isnan".split()
-)
-_GATES = frozenset("mul mul_ multiply __mul__ __rmul__ __imul__ sigmoid sigmoid_ hardsigmoid".split())
+_CASTS = frozenset({
+    "to", "float", "half", "bfloat16", "double", "type", "type_as", "unsqueeze", "squeeze", "view", "reshape",
+    "expand", "permute", "transpose", "__getitem__", "contiguous", "detach", "clone", "repeat",
+})  # fmt: skip
+_COMPARISONS = frozenset({
+    "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__", "gt", "ge", "lt", "le", "eq", "ne", "greater",
+    "less", "argmax", "argmin", "argsort", "topk", "__bool__", "bool", "long", "int", "nonzero", "isnan",
+})  # fmt: skip
+_PRODUCTS = frozenset({
+    "mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__",
+})  # fmt: skip
+_SIGMOIDS = frozenset({
+    "sigmoid", "sigmoid_", "hardsigmoid",
+})  # fmt: skip
 #: The modes a learned sampler has an equal of; antialias changes the kernel of bicubic.
 MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
 
@@ -45,11 +50,18 @@ def kind_of(
         return "other", "its result is not used"
     if not any(later.name in MIXING for later in node.downstream()):
         return "logits", "reaches the output with no convolution, linear or norm after it"
-    if node.users and all(user.name in _GATES for user in node.users):
+    if node.users and all(_gates(user, node) for user in node.users):
         return "gate", "every consumer is a multiplication or a sigmoid"
     if mode not in MODES or (antialias and mode == "bicubic"):
         return "other", f"mode {mode!r}{' with antialias' if antialias else ''} has no sampling equivalent"
     return "feature", "a learned feature map, made larger"
+
+
+def _gates(user: Node, node: Node) -> bool:
+    """Whether a consumer makes the resized values weights of another map; a product with a number or a parameter does not."""
+    if user.name in _SIGMOIDS:
+        return True
+    return user.name in _PRODUCTS and any(other is not node and other.from_input for other in user.inputs)
 
 
 def _is_mask(node: Node) -> bool:

@@ -47,7 +47,9 @@ def locate(place: Place) -> Location:
     """
     code, position = place.codes[0], place.positions[-1]
     for inner in place.codes[1:]:
-        if not (inner.co_filename == code.co_filename and inner.co_qualname.startswith(f"{code.co_qualname}.<locals>.")):
+        if not (
+            inner.co_filename == code.co_filename and inner.co_qualname.startswith(f"{code.co_qualname}.<locals>.")
+        ):
             raise RewriteError(f"the call is made by a helper, {inner.co_qualname}, which upswap does not rewrite yet")
     node = function_node(code)
     for call in _calls(node):
@@ -57,7 +59,9 @@ def locate(place: Place) -> Location:
             return Location(
                 code.co_qualname, expression, alike.index(call), place.occurrence, code.co_filename, call.lineno
             )
-    raise RewriteError(f"the call at line {position[0]} of {code.co_filename} is not in the source of {code.co_qualname}")
+    raise RewriteError(
+        f"the call at line {position[0]} of {code.co_filename} is not in the source of {code.co_qualname}"
+    )
 
 
 def find_call(node: FunctionNode, location: Location) -> ast.Call:
@@ -74,7 +78,11 @@ def find_call(node: FunctionNode, location: Location) -> ast.Call:
 def _calls(node: FunctionNode) -> Iterator[ast.Call]:
     """The calls in a function in the order of the text."""
     calls = [child for child in ast.walk(node) if isinstance(child, ast.Call)]
-    return iter(sorted(calls, key=lambda call: (call.lineno, call.col_offset, -(call.end_lineno or 0), -(call.end_col_offset or 0))))
+    return iter(
+        sorted(
+            calls, key=lambda call: (call.lineno, call.col_offset, -(call.end_lineno or 0), -(call.end_col_offset or 0))
+        )
+    )
 
 
 @functools.lru_cache(maxsize=64)

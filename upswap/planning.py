@@ -12,7 +12,8 @@ from . import inputs as _inputs
 from ._version import __version__
 from .errors import InputError, NothingToSwapError, PlanError, RewriteError
 from .inputs import Inputs
-from .rewrite import by_owner, route_owner
+from .rewrite import by_owner
+from .routes import route_owner
 from .select import select
 from .sites import Options, Plan, Site
 from .survey import Survey, learned_upsampling, survey
@@ -52,13 +53,15 @@ def class_name(model: nn.Module) -> str:
 
 
 def _routed(model: nn.Module, path: str, sites: Sequence[Site], found: Survey, strict: bool) -> list[Site]:
-    """The sites of one owner with their routes and the paths of their upsamplers; kept, with the reason, where none is faithful."""
+    """The sites of one owner with their routes and upsamplers' paths; kept, with the reason, where none is faithful."""
     owner = model.get_submodule(path)
     checked: list[Site] = []
     for site in sites:
         problem = _problem(owner, path, site, found) if site.swap else None
         if problem is None:
-            checked.append(dataclasses.replace(site, module=_module_path(owner, site, len(sites))) if site.swap else site)
+            checked.append(
+                dataclasses.replace(site, module=_module_path(owner, site, len(sites))) if site.swap else site
+            )
         else:
             checked.append(_kept(site, problem, strict))
     if not any(site.swap for site in checked):
@@ -143,7 +146,9 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
         if owner is None:
             problems.append(f"{names}: the model has no module {path!r}")
         elif class_name(owner) != swapped[0].owner_class:
-            problems.append(f"{names}: {path!r} is a {class_name(owner)}, the plan was made for a {swapped[0].owner_class}")
+            problems.append(
+                f"{names}: {path!r} is a {class_name(owner)}, the plan was made for a {swapped[0].owner_class}"
+            )
         else:
             try:
                 route, _ = route_owner(owner, sites, plan.calls.get(path))

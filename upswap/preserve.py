@@ -24,7 +24,10 @@ def preserved(model: nn.Module, *, training: bool | None = False) -> Iterator[No
     attributes = [dict(module.__dict__) for module in modules]
     # Every registry of an nn.Module is a dict attribute: children, parameters, buffers and all kinds of hooks.
     registries = [
-        (registry, dict(registry)) for module in modules for registry in module.__dict__.values() if isinstance(registry, dict)
+        (registry, dict(registry))
+        for module in modules
+        for registry in module.__dict__.values()
+        if isinstance(registry, dict)
     ]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}

@@ -114,7 +114,7 @@ def first_that_runs(model: nn.Module, tries: Iterator[Inputs]) -> Observation:
             return observe(model, inputs, fake=needs_fake(model, inputs))
         except UpswapError:
             raise
-        except Exception as error:  # whatever the model raises on inputs it does not take
+        except Exception as error:  # noqa: BLE001 - whatever the model raises on inputs it does not take
             shapes = ", ".join("x".join(map(str, t.shape)) for t in inputs.tensors())
             first_line = (str(error).splitlines() or [""])[0]
             failures.append(f"  {shapes}: {type(error).__name__}: {first_line}")
@@ -150,8 +150,11 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "__get__":  # an attribute of a tensor: its shape, dtype, device
-            return func(*args, **kwargs)
+        if name == "__get__":  # an attribute of a tensor: its shape, dtype, device; but `x.mT` is a tensor
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Tensor):
+                self.flow.add_call("view", args, kwargs, result)
+            return result
         # Kept before the call: an in-place function changes them.
         bound = _SIGNATURE.bind(*args, **kwargs) if func is F.interpolate else None
         result = func(*args, **kwargs)

@@ -5,8 +5,8 @@ tracebacks and breakpoints point at the code one reads.
 """
 
 from __future__ import annotations
-
 import __future__
+
 import ast
 import copy
 import functools
@@ -20,7 +20,9 @@ from .runtime import Target, resize
 from .sites import Location
 
 _RUN = "_upswap_run"
-_FUTURES = functools.reduce(int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names))
+_FUTURES = functools.reduce(
+    int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+)
 
 Replacement = tuple[Location, Sequence[Target | None]]
 
@@ -71,15 +73,21 @@ def _function_like(method: FunctionType, node: FunctionNode, injected: dict[str,
         factory.body.append(scope)
     else:
         factory.body.append(node)
-    compiled = compile(ast.fix_missing_locations(tree), code.co_filename, "exec", flags=code.co_flags & _FUTURES, dont_inherit=True)
+    compiled = compile(
+        ast.fix_missing_locations(tree), code.co_filename, "exec", flags=code.co_flags & _FUTURES, dont_inherit=True
+    )
     inner = _code_named(compiled, node.name)
     function = FunctionType(
-        inner, method.__globals__, method.__name__, method.__defaults__, tuple(cells[name] for name in inner.co_freevars)
+        inner,
+        method.__globals__,
+        method.__name__,
+        method.__defaults__,
+        tuple(cells[name] for name in inner.co_freevars),
     )
     function.__kwdefaults__ = method.__kwdefaults__
     function.__qualname__ = method.__qualname__
     functools.update_wrapper(function, method)
-    del function.__wrapped__
+    del function.__dict__["__wrapped__"]
     return function
 
 

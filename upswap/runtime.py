@@ -61,8 +61,8 @@ def through(
     """
     if input.dim() != 4 or input.shape[1] != target.channels:
         raise ShapeError(
-            f"site {target.site}: its upsampler takes (N, {target.channels}, H, W), this call has {tuple(input.shape)}; patch the "
-            "model again with example_inputs that lead here, or exclude the site"
+            f"site {target.site}: its upsampler takes (N, {target.channels}, H, W), this call has {tuple(input.shape)}; patch "
+            "the model again with example_inputs that lead here, or exclude the site"
         )
     if mode != target.mode or bool(align_corners) != target.align_corners:
         raise ShapeError(
@@ -73,5 +73,5 @@ def through(
         factors = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
         size = [math.floor(n * factor) for n, factor in zip(input.shape[-2:], factors, strict=True)]
     if size is not None:
-        return upsampler(input, size)  # type: ignore[no-any-return]
-    return upsampler(input, None, scale_factor)  # type: ignore[no-any-return]
+        return upsampler(input, size)
+    return upsampler(input, None, scale_factor)

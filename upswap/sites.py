@@ -111,7 +111,7 @@ class Options:
             _choice("kinds", kind, tuple(KINDS))
         if not self.kinds:
             raise OptionError("kinds is empty: name at least one of " + ", ".join(KINDS))
-        if self.groups is not None and (isinstance(self.groups, bool) or not isinstance(self.groups, int) or self.groups < 1):
+        if self.groups is not None and (type(self.groups) is not int or self.groups < 1):
             raise OptionError(f"groups must be a positive integer, got {self.groups!r}")
 
 

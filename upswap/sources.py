@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +25,7 @@ from urllib.parse import quote, unquote
 
 from torch import nn
 
-from .errors import SourceError, UntrustedFileError
+from .errors import PlanError, SourceError, UntrustedFileError
 from .trust import missing_package
 
 _LATER = {"hf": "a transformers model folder", "python": "a factory of your own"}
@@ -32,7 +33,7 @@ _LATER = {"hf": "a transformers model folder", "python": "a factory of your own"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model and where it came from: `spec` rebuilds its architecture, `path` is the file it was read from."""
+    """A model and where it came from: the spec that built it, or the file it was read from."""
 
     model: nn.Module
     spec: str | None
@@ -68,7 +69,7 @@ def open_source(text: str, *, trust: Iterable[str] = (), weights: str | Path | N
     else:
         path = Path(text)
         model = checkpoint.load(path, trust=trust)
-        source = Source(model, spec_of(model), path)
+        source = Source(model, None, path)
     if weights is not None:
         checkpoint.load_weights(source.model, weights)
     return source
@@ -136,20 +137,53 @@ def rebuild(text: str, path: str) -> nn.Module:
 
 
 def spec_of(model: nn.Module) -> str | None:
-    """A spec that rebuilds the architecture of a model which knows how it was made, as those of SMP do; else None."""
+    """A spec that rebuilds the architecture of a model, patched or not; None where there is none that surely does.
+
+    The models of SMP know the options they were made with, except those that are no plain data, and may have been
+    changed since. So the spec is tried: what it builds has to have the same modules.
+    """
     config = getattr(model, "_hub_mixin_config", None)
     if not isinstance(config, dict) or not any(
-        c.__module__.startswith("segmentation_models_pytorch.") for c in type(model).__mro__
+        _package(cls) == "segmentation_models_pytorch" for cls in type(model).__mro__
     ):
         return None
     import segmentation_models_pytorch as smp
 
     names = {cls: name for name, cls in smp.MODEL_ARCHITECTURES_MAPPING.items()}
     name = next((names[cls] for cls in type(model).__mro__ if cls in names), None)
-    options = {key: value for key, value in config.items() if key != "encoder_weights"}
+    options = {key: value for key, value in config.items() if key != "encoder_weights" and value is not None}
     if name is None or not all(_read(_text(value)) == value for value in options.values()):
         return None
-    return str(Spec("smp", name, {key: value for key, value in options.items() if value is not None}))
+    spec = Spec("smp", name, options)
+    try:
+        return str(spec) if _same_modules(model, build(spec)) else None
+    except SourceError:
+        return None
+
+
+def _same_modules(model: nn.Module, rebuilt: nn.Module) -> bool:
+    """Whether `model`, leaving upsamplers aside, has the modules of `rebuilt`: names, classes, settings."""
+    from .api import plan_of
+
+    try:
+        added = {site.module: site.op for site in plan_of(model).swapped}
+    except PlanError:
+        added = {}
+    # The module route put an upsampler in the place of an nn.Upsample; the others added one.
+    inside = tuple(f"{path}." for path in added)
+    own = {name: module for name, module in model.named_modules() if not name.startswith(inside)}
+    for name, module in rebuilt.named_modules():
+        mine = own.pop(name, None)
+        if mine is None:
+            return False
+        if name not in added and not (isinstance(mine, type(module)) and mine.extra_repr() == module.extra_repr()):
+            return False
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items() if not key.startswith(inside)}
+    return all(name in added for name in own) and shapes == {k: t.shape for k, t in rebuilt.state_dict().items()}
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
 
 
 #: Options that make a library fetch weights.
@@ -173,7 +207,7 @@ def _smp(spec: Spec) -> nn.Module:
 
 
 def _check_smp_options(spec: Spec, *functions: Callable[..., Any]) -> None:
-    """SMP hands options it does not know to the encoder, and most encoders ignore them: a misspelt one would be lost."""
+    """SMP hands options it does not know to the encoder, most of which ignore them: a misspelt one would be lost."""
     if str(spec.options.get("encoder_name", "")).startswith("tu-"):
         return  # timm takes more options, and raises on those it does not know
     parameters = {p.name: p.kind for function in functions for p in inspect.signature(function).parameters.values()}
@@ -204,7 +238,20 @@ def _torchvision(spec: Spec) -> nn.Module:
     # Detection and segmentation builders fetch a backbone unless told not to.
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     no_backbone = {"weights_backbone": None} if "weights_backbone" in parameters else {}
-    return _call(spec, models.get_model, name, **{"weights": None, **no_backbone, **spec.options})
+    options = {"weights": None, **no_backbone, **spec.options}
+    odd = [option for option in spec.options if option not in parameters]
+    if odd and _drops_options(functools.partial(models.get_model, name, **options)):
+        raise _unknown(spec, "option", odd[0], [p for p in parameters if p != "kwargs"])
+    return _call(spec, models.get_model, name, **options)
+
+
+def _drops_options(make: Callable[..., Any]) -> bool:
+    """Whether a builder ignores options it does not know, as some of torchvision's do: it takes an impossible one."""
+    try:
+        make(no_model_has_this_option=None)
+    except Exception:  # noqa: BLE001 - raising anything is what shows that it does not
+        return False
+    return True
 
 
 _BUILDERS: dict[str, Callable[[Spec], nn.Module]] = {"smp": _smp, "timm": _timm, "torchvision": _torchvision}
@@ -257,7 +304,10 @@ def _text(value: Any) -> str:
 
 
 def _write(value: Any) -> str:
-    return quote(_text(value).replace(", ", ","), safe="()[]{}'\",:./-_")
+    text = _text(value)
+    if isinstance(value, str) and _read(value) != value:
+        text = repr(value)  # a string that would read as something else, '3'
+    return quote(text.replace(", ", ","), safe="()[]{}'\",:./-_")
 
 
 def _first_line(error: Exception) -> str:

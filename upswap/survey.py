@@ -60,7 +60,9 @@ def _too_small_to_tell(call: Call) -> bool:
 
 def learned_upsampling(model: nn.Module) -> list[str]:
     """The layers that enlarge maps with weights of their own, as `path (Class)`."""
-    return [f"{path} ({type(module).__name__})" for path, module in model.named_modules() if isinstance(module, _LEARNED)]
+    return [
+        f"{path} ({type(module).__name__})" for path, module in model.named_modules() if isinstance(module, _LEARNED)
+    ]
 
 
 def _second(model: nn.Module, tries: Iterable[Inputs]) -> Observation | None:
@@ -70,9 +72,7 @@ def _second(model: nn.Module, tries: Iterable[Inputs]) -> Observation | None:
         return None
 
 
-def _sites(
-    model: nn.Module, first: Observation, second: Observation | None
-) -> tuple[list[Site], dict[str, str]]:
+def _sites(model: nn.Module, first: Observation, second: Observation | None) -> tuple[list[Site], dict[str, str]]:
     owners: dict[str, dict[Any, list[Call]]] = {}
     for call in first.calls:
         owners.setdefault(call.owner, {}).setdefault(call.place, []).append(call)
@@ -102,7 +102,13 @@ def _sites(
 
 
 def _site(
-    name: str, owner: str, module: nn.Module, ordinal: int, calls: list[Call], again: Call | None, location: Location | None
+    name: str,
+    owner: str,
+    module: nn.Module,
+    ordinal: int,
+    calls: list[Call],
+    again: Call | None,
+    location: Location | None,
 ) -> Site:
     call = calls[0]
     kind, reason, shown = _kind(call, again)
@@ -160,5 +166,6 @@ def _ratio(call: Call) -> tuple[float, float]:
 
 
 def _pair(factor: Any) -> tuple[float, float]:
-    height, width = (factor[-2:] if len(factor) > 1 else factor * 2) if isinstance(factor, Sequence) else (factor, factor)
-    return float(height), float(width)
+    if not isinstance(factor, Sequence):
+        return float(factor), float(factor)
+    return float(factor[0]), float(factor[-1])

@@ -39,7 +39,8 @@ class _ValueProxy(fx.Proxy):
         return len(self._size("len() of"))
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[i] for i in range(len(self._size("iteration over")))])
+        proxy: Any = self
+        return iter([proxy[i] for i in range(len(self._size("iteration over")))])
 
     def __bool__(self) -> bool:
         raise NotFaithful(f"a branch looks at the value of `{self.node.name}`")
@@ -69,29 +70,39 @@ class ValueTracer(fx.Tracer):
         return True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Proxies that know their value."""
         return _ValueProxy(node, self)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A child's call is a node; under it, when a value is computed, it is a call."""
         if self.computing:  # FX has patched nn.Module.__call__; here a leaf runs for its value
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters are nodes, except while a value is computed."""
         return attr_val if self.computing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Any:
+        """Refuse tensors that are neither an input's descendant nor a parameter or buffer."""
         if isinstance(a, torch.Tensor) and not any(a is t for t in (*self.root.parameters(), *self.root.buffers())):
             raise NotFaithful("a tensor is made without any of the inputs, and would be made only once")
         return super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
+        """A node, and its value."""
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if kind == "placeholder":
             proxy.node.meta["value"] = self._values.pop(0)
         elif kind != "output":
-            node_args, node_kwargs = fx.node.map_arg((proxy.node.args, proxy.node.kwargs), lambda n: n.meta["value"])
+            node_args, node_kwargs = fx.node.map_arg((proxy.node.args, proxy.node.kwargs), self._value_of)
             proxy.node.meta["value"] = self._value(kind, target, node_args, node_kwargs)
         return proxy
+
+    def _value_of(self, node: fx.Node) -> Any:
+        if "value" not in node.meta:  # FX makes the nodes of parameters and buffers without a proxy
+            node.meta["value"] = self._value(node.op, node.target, node.args, node.kwargs)
+        return node.meta["value"]
 
     def _value(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         self.computing = True

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import importlib
-import pickle
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -51,6 +51,9 @@ FUNCTIONS = frozenset(
         "torchvision.ops.boxes.box_iou",
     }
 )
+
+# Paths of modules. PyTorch allows more, and names for upsamplers are upswap's own.
+_PATH = r"[\w-]+(\.[\w-]+)*"
 
 #: What to install for a package a file or spec needs.
 INSTALL = {
@@ -140,7 +143,7 @@ class _Sealed(type):
         """What a pickle's REDUCE reaches. Enumerations look a member up this way; nothing else needs it."""
         if issubclass(cls.original, enum.Enum) and len(args) == 1 and not kwargs:
             return cls.original(args[0])
-        raise pickle.UnpicklingError(f"the file tries to call {cls.original.__module__}.{cls.original.__qualname__}")
+        raise UntrustedFileError(f"it tries to call {cls.original.__module__}.{cls.original.__qualname__}")
 
 
 class _SealedFunction:
@@ -150,7 +153,7 @@ class _SealedFunction:
         self.original = original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise pickle.UnpicklingError(f"the file tries to call {self.original.__module__}.{self.original.__qualname__}")
+        raise UntrustedFileError(f"it tries to call {self.original.__module__}.{self.original.__qualname__}")
 
 
 def _seal(original: type) -> type:
@@ -158,7 +161,7 @@ def _seal(original: type) -> type:
         if issubclass(original, tuple):
             return tuple.__new__(original, args)
         if args:
-            raise pickle.UnpicklingError(f"the file passes arguments to {original.__module__}.{original.__qualname__}")
+            raise UntrustedFileError(f"it passes arguments to {original.__module__}.{original.__qualname__}")
         return object.__new__(original)
 
     body = {"__new__": new, "original": original, "__module__": original.__module__}
@@ -186,7 +189,7 @@ def _restore_rewritten(original: Any, record: Any) -> Any:
 
     sites = record.get("sites") if isinstance(record, Mapping) else None
     if not isinstance(sites, list):
-        raise pickle.UnpicklingError("the file describes a rewritten module in a form upswap does not write")
+        raise UntrustedFileError("it describes a rewritten module in a form upswap does not write")
     check_names(sites)
     return _pending(_opened(original), record)
 
@@ -198,9 +201,12 @@ def check_names(sites: Iterable[Mapping[str, Any]]) -> None:
     """
     for site in sites:
         module, owner = site.get("module"), site.get("owner")
-        child = module.removeprefix(f"{owner}.") if isinstance(module, str) and isinstance(owner, str) else None
-        if module is not None and (child is None or not child.isidentifier()):
-            raise UntrustedFileError(f"the file names an upsampler {str(module)[:80]!r}, which upswap would not")
+        if module is None:
+            continue
+        child = module.removeprefix(f"{owner}.") if isinstance(module, str) and re.fullmatch(_PATH, module) else ""
+        # On the module route the upsampler takes the owner's own place.
+        if (not child.isidentifier() and module != owner) or not child:
+            raise UntrustedFileError(f"it names an upsampler {str(module)[:80]!r}, which upswap would not")
 
 
 def _check_trust(package: str) -> str:
@@ -285,8 +291,8 @@ def _refusal(refused: Mapping[str, str], path: str) -> str:
         lines.append(f"Where these are packages of your own, or ones you trust: {flags} (in Python: trust=[{names}])")
     if len(own) < len(packages):
         lines.append(
-            "Nothing was run. With the rest a file could do anything. If you know who made it and why it holds that, build "
-            "the model in Python or from a spec instead, and load its weights"
+            "Nothing was run. With the rest a file could do anything. If you know who made it and why it holds that, "
+            "build the model in Python or from a spec instead, and load its weights"
         )
     return "\n".join(lines)
 

@@ -116,7 +116,7 @@ class Cascade(nn.Sequential):
     def __init__(self, steps: Any) -> None:
         super().__init__(*steps)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: torch.Tensor, size: Sequence[int] | None = None, scale_factor: Any = None
     ) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H', W'); the last step goes to `size` exactly."""

@@ -1,0 +1,153 @@
+"""What each resize call is for, on models of a few lines, one for each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import upswap
+from upswap.inputs import candidates
+from upswap.probe import first_that_runs, needs_fake, observe
+from upswap.survey import survey
+
+
+class Net(nn.Module):
+    """A convolution before and after what is tested."""
+
+    def __init__(self, body: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 2, 1)
+        self.position = nn.Parameter(torch.zeros(1, 4, 5, 5))
+        self.scale = nn.Parameter(torch.ones(1))
+        self.body = body
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.body(self, image, self.first(image))
+
+
+def double(x: torch.Tensor, mode: str = "nearest") -> torch.Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode=mode)
+
+
+def halve(x: torch.Tensor) -> torch.Tensor:
+    return F.max_pool2d(x, 2)
+
+
+BODIES: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
+    "feature": ("feature", lambda net, image, x: net.last(double(x))),
+    "feature through views and arithmetic": ("feature", lambda net, image, x: net.last(double(x).relu() + 1)),
+    "feature before a matmul": ("feature", lambda net, image, x: double(x).flatten(2) @ double(x).flatten(2).mT),
+    "feature that is gated later": ("feature", lambda net, image, x: net.last(torch.relu(double(x)) * 2)),
+    "logits": ("logits", lambda net, image, x: double(net.last(x)).sigmoid()),
+    "logits rescaled by value": ("logits", lambda net, image, x: double(net.last(x)) * net.scale + 1),
+    "image": ("image", lambda net, image, x: net.last(x) + net.last(net.first(double(image) / 255))[..., ::2, ::2]),
+    "parameter": ("parameter", lambda net, image, x: net.last(x + F.interpolate(net.position, size=x.shape[-2:]))),
+    "context of one point": (
+        "context",
+        lambda net, image, x: net.last(F.interpolate(x.mean((2, 3), keepdim=True), size=x.shape[-2:])),
+    ),
+    "context of a pooled grid": (
+        "context",
+        lambda net, image, x: net.last(F.interpolate(F.adaptive_avg_pool2d(x, 3), size=x.shape[-2:])),
+    ),
+    "mask that is integer": (
+        "mask",
+        lambda net, image, x: net.last(x) * F.interpolate((x > 0).float(), size=x.shape[-2:])[:, :1],
+    ),
+    "mask that is compared": ("mask", lambda net, image, x: net.last(x) * (double(halve(x)) > 0)[:, :1]),
+    "gate": ("gate", lambda net, image, x: net.last(x * double(halve(x)))),
+    "gate by sigmoid": ("gate", lambda net, image, x: net.last(x * double(halve(x)).sigmoid())),
+    "identity": ("identity", lambda net, image, x: net.last(F.interpolate(x, size=x.shape[-2:]))),
+    "downsample": ("downsample", lambda net, image, x: net.last(F.interpolate(x, scale_factor=0.5))),
+    "sequence": ("sequence", lambda net, image, x: F.interpolate(x.flatten(2), scale_factor=2) * net.scale),
+    "volume": ("volume", lambda net, image, x: net.last(F.interpolate(x[:, :, None], scale_factor=(1, 2, 2))[:, :, 0])),
+    "unused": ("other", lambda net, image, x: (double(x), net.last(x))[1]),
+    "bicubic with antialias": (
+        "other",
+        lambda net, image, x: net.last(F.interpolate(x, scale_factor=2, mode="bicubic", antialias=True)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_kind(name: str) -> None:
+    kind, body = BODIES[name]
+    sites = survey(Net(body)).sites
+    assert {site.kind for site in sites} == {kind}, [site.reason for site in sites]
+    assert all(site.reason for site in sites)
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_a_real_and_a_fake_run_see_the_same(fake: bool) -> None:
+    model = Net(BODIES["feature"][1])
+    inputs = next(candidates(model))
+    (call,) = observe(model, inputs, fake=fake).calls
+    assert (call.owner, call.kind, call.in_shape, call.out_shape) == ("", "feature", (1, 4, 64, 64), (1, 4, 128, 128))
+    assert call.dtype == torch.float32
+    assert call.arguments["scale_factor"] == 2.0
+
+
+def test_large_inputs_and_missing_weights_are_probed_without_computing() -> None:
+    model = Net(BODIES["feature"][1])
+    assert not needs_fake(model, next(candidates(model)))
+    large = torch.zeros(8, 3, 4096, 4096, device="meta")
+    plan = upswap.inspect(model.to("meta"), large)
+    assert plan.sites[0].in_shape == (8, 4, 4096, 4096)
+    assert plan.sites[0].fixed_ratio is True
+
+
+def test_ratio_that_follows_the_input() -> None:
+    fixed = survey(Net(lambda net, image, x: net.last(F.interpolate(halve(x), size=x.shape[-2:])))).sites[0]
+    assert (fixed.fixed_ratio, fixed.scale, fixed.sized_by) == (True, (2.0, 2.0), "size")
+    follows = survey(Net(lambda net, image, x: net.last(F.interpolate(x, size=(200, 300))))).sites[0]
+    assert (follows.fixed_ratio, follows.kind) == (False, "feature")
+
+
+def test_names_number_the_calls_of_one_owner() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(double(self.conv(x))) + self.conv(double(self.conv(x), "nearest-exact"))
+
+    model = nn.Module()
+    model.conv = nn.Conv2d(3, 3, 1)
+    model.inner = Two()
+    model.forward = lambda x: model.inner(model.conv(x))  # type: ignore[method-assign]
+    assert [site.name for site in survey(model).sites] == ["inner:0", "inner:1"]
+    assert [site.name for site in survey(Two()).sites] == ["root:0", "root:1"]
+
+
+def test_a_model_that_runs_on_nothing_says_what_was_tried() -> None:
+    class Never(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("not today")
+
+    with pytest.raises(upswap.InputError, match=r"(?s)pass example_inputs.*1x3x64x64: ValueError: not today"):
+        upswap.inspect(Never())
+
+
+def test_smallest_size_that_the_model_takes() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if min(x.shape[-2:]) < 128:
+                raise ValueError("too small")
+            return self.conv(double(self.conv(x)))
+
+    model = Deep()
+    assert first_that_runs(model, candidates(model)).inputs.args[0].shape == (1, 3, 128, 128)
