@@ -56,7 +56,7 @@ def assert_same(got: nn.Module, expected: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("arch", ["Unet", "Segformer", "UPerNet", "DeepLabV3Plus", "PAN"])
+@pytest.mark.parametrize("arch", ["Unet", "Segformer", "UPerNet", "DeepLabV3Plus"])
 def test_a_patched_model_comes_back(arch: str, suffix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = patched(getattr(smp, arch)("resnet18", encoder_weights=None, classes=2).eval())
@@ -75,9 +75,7 @@ def test_a_patched_model_comes_back(arch: str, suffix: str, tmp_path: Path) -> N
     assert_same(upswap.unpatch(again), original)
 
 
-@pytest.mark.parametrize(
-    "encoder", ["resnet18", "mit_b0", "efficientnet-b0", "tu-convnext_atto", "tu-swin_tiny_patch4_window7_224"]
-)
+@pytest.mark.parametrize("encoder", ["resnet18", "mit_b0", "efficientnet-b0", "tu-convnext_atto"])
 @pytest.mark.filterwarnings("ignore:Encoder does not have prefix tokens")  # SMP's DPT, on convolutional encoders
 def test_whole_models_of_every_architecture_are_admitted(encoder: str, tmp_path: Path) -> None:
     loaded = 0
@@ -92,6 +90,13 @@ def test_whole_models_of_every_architecture_are_admitted(encoder: str, tmp_path:
         assert type(again) is type(model)
         loaded += 1
     assert loaded >= 6
+
+
+def test_transformers_are_admitted_too(tmp_path: Path) -> None:
+    for arch, encoder in [("DPT", "tu-vit_tiny_patch16_224"), ("FPN", "tu-swin_tiny_patch4_window7_224")]:
+        model = smp.create_model(arch, encoder, encoder_weights=None)
+        torch.save(model, tmp_path / "model.pt")
+        assert repr(upswap.load(tmp_path / "model.pt")) == repr(model)
 
 
 def test_torchvision_detection_is_admitted_with_the_function_it_holds(tmp_path: Path) -> None:
@@ -595,9 +600,9 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_full_disk_leaves_nothing(suffix: str, tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk's: the write fails half-way through."""
     code = f"""
-        import resource, signal, sys, pathlib
-        import segmentation_models_pytorch as smp, upswap
-        model = smp.Unet("resnet18", encoder_weights=None)
+        import resource, signal, sys
+        import torch, upswap
+        model = torch.nn.Linear(1000, 1000)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
         try:
@@ -624,27 +629,27 @@ def test_a_model_that_cannot_be_pickled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_killed_while_writing(suffix: str, tmp_path: Path) -> None:
-    """The target is whole whatever moment the process dies at: the old file or the new one, never a part."""
-    target = tmp_path / f"model{suffix}"
-    upswap.save(unet(), target)
+    """The target is whole whatever moment the process dies at: the old file or a new one, never a part."""
+    target = upswap.save(nn.Linear(1500, 1500), tmp_path / f"model{suffix}")
     code = f"""
-        import segmentation_models_pytorch as smp, torch, upswap, sys
-        model = smp.Unet("resnet18", encoder_weights=None, classes=2)
+        import sys, torch, upswap
+        model = torch.nn.Linear(1500, 1500)
         sys.stdout.write("ready\\n"); sys.stdout.flush()
         while True:
             upswap.save(model, {str(target)!r}, force=True)
             sys.stdout.write("."); sys.stdout.flush()
         """
     written = 0
-    for delay in (0.01, 0.05, 0.11, 0.18, 0.27):
+    for delay in (0.003, 0.05, 0.11, 0.2):
         child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         time.sleep(delay)
         child.send_signal(signal.SIGKILL)
         written += len(child.communicate()[0])
-        assert len(upswap.load(target).state_dict()) == len(unet().state_dict())
-    # Some kills came after a save, so the loop did write; the last ones came in the middle of one.
+        model = upswap.load(target, nn.Linear(1500, 1500) if suffix == ".safetensors" else None)
+        assert torch.isfinite(model.weight).all()
+    # The child did write while it was killed: saves were done, or a half-written temporary file is left.
     assert written or any(name.endswith(".tmp") for name in os.listdir(tmp_path))
 
 

@@ -13,12 +13,12 @@ from upswap.sampling import (
     initial_positions,
     is_channels_last,
     known_equal,
+    nearest_kernel,
     positions,
     repeated_positions,
     sample,
     scaled_size,
     shuffle,
-    takes_direct_kernel,
 )
 
 
@@ -67,8 +67,8 @@ def test_neighbours_are_torchs_to_the_pixel(
 ) -> None:
     target = int(source * growth)
     factor = growth if give_factor else None
-    direct = takes_direct_kernel(torch.empty(1, 1, 1, source, dtype=dtype), (1, target))
-    ours = positions(Mapping(mode), source, target, factor, dtype=dtype, direct=direct)
+    kernel = nearest_kernel(torch.empty(1, 1, 1, source, dtype=dtype), (1, target))
+    ours = positions(Mapping(mode), source, target, factor, dtype=dtype, kernel=kernel)
     assert torch.equal(ours, read_positions(mode, source, target, factor, dtype))
 
 
@@ -86,8 +86,8 @@ def test_factors_that_rounding_to_whole_pixels_removes(
     x = torch.arange(source, dtype=torch.float32).view(1, 1, 1, source).expand(1, 4, 2, source)
     x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     expected = F.interpolate(x, scale_factor=(1.0, factor), mode=mode)[0, 0, 0]
-    direct = takes_direct_kernel(x, (2, target))
-    ours = positions(Mapping(mode), source, target, factor, dtype=torch.float32, direct=direct)
+    kernel = nearest_kernel(x, (2, target))
+    ours = positions(Mapping(mode), source, target, factor, dtype=torch.float32, kernel=kernel)
     assert torch.allclose(ours.clamp(0, source - 1), expected, atol=1e-4)
 
 
@@ -166,6 +166,12 @@ def test_initial_positions_in_the_authors_order() -> None:
 def test_repeated_positions() -> None:
     sub_pixels = torch.tensor([-0.25, 0.25])
     assert repeated_positions(sub_pixels, 3).tolist() == [-0.25, 0.25, 0.75, 1.25, 1.75, 2.25]
+
+
+def test_other_devices_have_kernels_of_their_own() -> None:
+    x = torch.empty(1, 4, 9, 9, dtype=torch.float64, device="meta")
+    assert nearest_kernel(x, (18, 18)) == (torch.float32, (1,))
+    assert nearest_kernel(torch.empty(1, 4, 9, 9), (18, 18)) == (torch.float32, (1, 2))
 
 
 def test_sizes_and_layouts() -> None:

@@ -233,9 +233,9 @@ class DySample(nn.Module):
             per_pixel = self.init_pos.to(dtype).view(2, self.groups, *self.offset_scale)[:, 0]
             columns, rows = per_pixel[0, 0], per_pixel[1, :, 0]
             return sampling.repeated_positions(rows, x.shape[2]), sampling.repeated_positions(columns, x.shape[3])
-        direct = sampling.takes_direct_kernel(x, target)
+        kernel = sampling.nearest_kernel(x, target)
         rows, columns = (
-            sampling.positions(self.base, *axis, dtype=dtype, device=x.device, direct=direct)
+            sampling.positions(self.base, *axis, dtype=dtype, device=x.device, kernel=kernel)
             for axis in zip(x.shape[2:], target, (None, None) if factors is None else factors, strict=True)
         )
         return rows, columns
@@ -392,6 +392,6 @@ def _weights(name: str, conv: nn.Module) -> tuple[Tensor, Tensor]:
     if not isinstance(conv, nn.Conv2d):
         raise OptionError(
             f"DySample.{name} was replaced by a {type(conv).__name__}, which would be ignored: a DySample reads the "
-            "weights of its convolutions and does not call them. Leave its submodules out of what wraps or replaces them"
+            "weights of its convolutions and does not call them. Leave it out of what wraps or replaces convolutions"
         )
     return conv.weight, conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias

@@ -23,6 +23,13 @@ MIXING = frozenset({
 _REDUCTIONS = frozenset({
     "mean", "amax", "amin", "max", "sum", "logsumexp", "norm",
 })  # fmt: skip
+#: Functions that read the values of a tensor and give no tensor.
+_READERS = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "equal", "allclose", "numpy"})
+#: Functions that take a tensor for its shape and type alone.
+_SHAPED_LIKE = frozenset({
+    "new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "empty_like", "zeros_like", "ones_like",
+    "full_like", "rand_like", "randn_like",
+})  # fmt: skip
 
 
 @dataclasses.dataclass(eq=False)
@@ -90,11 +97,11 @@ class Flow:
 
     def add_call(self, name: str, args: Any, kwargs: Any, result: Any) -> Node | None:
         """Record that `name(*args, **kwargs)` gave `result`."""
-        inputs = [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
         outputs = list(tensors_in(result))
         in_place = name == "__setitem__"
-        if not inputs and not outputs:
-            return None
+        if not outputs and not in_place and name not in _READERS:
+            return None  # a question about a tensor's shape or type
+        inputs = [] if name in _SHAPED_LIKE else [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
         shape = tuple(outputs[0].shape) if outputs else ()
         node = Node(name, inputs, integral=any(_integral(t) for t in outputs), shape=shape)
         for tensor in [args[0]] if in_place else outputs:

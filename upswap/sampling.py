@@ -38,6 +38,15 @@ MODES: tuple[Mode, ...] = ("nearest", "nearest-exact", "area", "bilinear", "bicu
 _DIRECT_KERNEL_EXTENT = 128
 
 
+class NearestKernel(NamedTuple):
+    """What sets apart the kernels torch has for `nearest` and `nearest-exact`; see `nearest_kernel`."""
+
+    dtype: torch.dtype
+    """Of the product of index and step that is floored: a last bit there is a whole pixel."""
+    copies: tuple[int, ...] = ()
+    """Ratios m / n at which `nearest` repeats pixels evenly whatever the scale factor says, 2.01 for one."""
+
+
 class Mapping(NamedTuple):
     """Which source position an output pixel reads: the mode of a resize and its `align_corners`."""
 
@@ -95,7 +104,7 @@ def positions(
     *,
     dtype: torch.dtype,
     device: torch.device | None = None,
-    direct: bool = False,
+    kernel: NearestKernel | None = None,
 ) -> Tensor:
     """Source positions of every output pixel along one axis, in source pixels, before any clamping to the border.
 
@@ -107,7 +116,7 @@ def positions(
         dtype: float32 or float64. The arithmetic follows torch's own rounding in that dtype, since one rounding
             error more moves a nearest neighbour by a whole pixel.
         device: where to build the result.
-        direct: whether torch takes its direct nearest kernel, see `takes_direct_kernel`.
+        kernel: for nearest and nearest-exact, the kernel torch takes; None for the plain formula in float32.
 
     Returns:
         (target,) positions.
@@ -116,9 +125,10 @@ def positions(
     if mode == "area":
         return _area_positions(source, target, dtype, device)
     if mode == "nearest" or mode == "nearest-exact":
-        # The direct kernel computes in float32 for every dtype, the other one in float64 for float64.
-        index = torch.arange(target, dtype=torch.float32 if direct else dtype, device=device)
-        return _nearest_positions(mode, index, source, target, scale_factor, direct).to(dtype)
+        kernel = kernel or NearestKernel(torch.float32)
+        index = torch.arange(target, dtype=kernel.dtype, device=device)
+        copies = kernel.copies if mode == "nearest" else ()
+        return _nearest_positions(index, source, target, scale_factor, mode == "nearest-exact", copies).to(dtype)
     index = torch.arange(target, dtype=dtype, device=device)
     if align_corners:
         # max() and not a branch: a branch on the target's size would be one more reason to recompile.
@@ -134,7 +144,7 @@ def _step(source: int, target: int, scale_factor: float | None) -> float:
 
 
 def _is_copy(source: int, target: int, scale_factor: float | None) -> bool:
-    """Whether torch copies an axis although its scale factor is not 1: the factor's effect was rounded away.
+    """Whether torch copies an axis although its scale factor is not 1: rounding to whole pixels removed its effect.
 
     Compiled code does not: there the resize is decomposed, and asking for the sizes would tie the graph to them.
     """
@@ -144,16 +154,13 @@ def _is_copy(source: int, target: int, scale_factor: float | None) -> bool:
 
 
 def _nearest_positions(
-    mode: Mode, index: Tensor, source: int, target: int, scale_factor: float | None, direct: bool
+    index: Tensor, source: int, target: int, scale_factor: float | None, exact: bool, copies: tuple[int, ...]
 ) -> Tensor:
-    if mode == "nearest":
-        if direct and _is_copy(source, target, scale_factor):
-            return index
-        if direct and _is_copy(2 * source, target, scale_factor):
-            return (index * 0.5).floor()
-        position = index * _step(source, target, scale_factor)
-    else:
-        position = (index + 0.5) * _step(source, target, scale_factor)
+    for ratio in copies:
+        if _is_copy(ratio * source, target, scale_factor):
+            return (index / ratio).floor()
+    step = _step(source, target, scale_factor)
+    position = (index + 0.5) * step if exact else index * step
     # torch floors with floorf in every dtype.
     return position.float().floor().clamp(max=source - 1)
 
@@ -165,17 +172,21 @@ def _area_positions(source: int, target: int, dtype: torch.dtype, device: torch.
     return (first + (end - 1)).to(dtype) * 0.5
 
 
-def takes_direct_kernel(x: Tensor, target: Pair) -> bool:
-    """Whether torch's `nearest` resize of `x` (B, C, H, W) to `target` takes its direct CPU kernel.
+def nearest_kernel(x: Tensor, target: Pair) -> NearestKernel:
+    """The kernel torch takes for the `nearest` or `nearest-exact` resize of `x` (B, C, H, W) to `target`.
 
-    That kernel and the general one disagree by whole pixels for scale factors such as 2.01, whose effect rounding to
-    whole output pixels removes, and in float64; which one runs depends on size and layout (as measured on torch 2.15:
-    outputs of at most 128 rows plus columns, or channels_last with more than 3 channels). No other device and no
-    compiled graph has it.
+    On the CPU two kernels disagree by whole pixels in float64, and for scale factors such as 2.01, whose effect
+    rounding to whole output pixels removes; size and layout decide (measured on torch 2.15: the direct one runs for
+    outputs of at most 128 rows plus columns, and for channels_last with more than 3 channels). The CUDA kernel is as in
+    aten/src/ATen/native/cuda/UpSampleNearest2d.cu, the compiled one as in torch/_decomp/decompositions.py.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return sum(target) <= _DIRECT_KERNEL_EXTENT or (x.shape[1] > 3 and is_channels_last(x))
+    if torch.compiler.is_compiling():
+        return NearestKernel(torch.float32)
+    if x.device.type != "cpu":
+        return NearestKernel(torch.float32, copies=(1,))
+    if sum(target) <= _DIRECT_KERNEL_EXTENT or (x.shape[1] > 3 and is_channels_last(x)):
+        return NearestKernel(torch.float32, copies=(1, 2))
+    return NearestKernel(compute_dtype(x.dtype))
 
 
 def is_channels_last(x: Tensor) -> bool:
