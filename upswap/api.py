@@ -75,27 +75,26 @@ def patch(
         )
         return model
     if plan is None:
-        plan = inspect(
-            model,
-            example_inputs,
+        options = Options(
             upsampler=upsampler,
             style=style,
             groups=groups,
             dyscope=dyscope,
             init=init,
             cascade=cascade,
-            kinds=kinds,
-            include=include,
-            exclude=exclude,
+            kinds=_several(kinds),
+            include=_several(include),
+            exclude=_several(exclude),
             strict=strict,
         )
+        plan, rewritings = make_plan(model, example_inputs, options)
         if not plan.swapped:
             raise nothing_to_swap(plan)
     else:
-        check_plan(model, plan)
+        rewritings = check_plan(model, plan)
     if not inplace:
         model = copy.deepcopy(model)
-    rewrite.apply(model, plan)
+    rewrite.apply(model, plan, rewritings)
     return model
 
 
@@ -133,7 +132,7 @@ def inspect(
         exclude=_several(exclude),
         strict=strict,
     )
-    return make_plan(model, example_inputs, options)
+    return make_plan(model, example_inputs, options)[0]
 
 
 def unpatch(model: nn.Module) -> nn.Module:

@@ -23,6 +23,7 @@ MIXING = frozenset({
 _REDUCTIONS = frozenset({
     "mean", "amax", "amin", "max", "sum", "logsumexp", "norm",
 })  # fmt: skip
+_WINDOWED = frozenset({"avg_pool2d", "max_pool2d", "lp_pool2d"})
 #: Functions that read the values of a tensor and give no tensor.
 _READERS = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "equal", "allclose", "numpy"})
 #: Functions that take a tensor for its shape and type alone.
@@ -44,6 +45,7 @@ class Node:
     source: str | None = None
     integral: bool = False
     shape: tuple[int, ...] = ()
+    reduces: bool = False
     users: list[Node] = dataclasses.field(default_factory=list)
     from_input: bool = False
     learned: bool = False
@@ -65,7 +67,7 @@ class Node:
         queue: list[Node] = [self]
         while queue:
             node = queue.pop()
-            if node.name.startswith("adaptive_") or (node.name in _REDUCTIONS and self.shape[-2:] == (1, 1)):
+            if node.name.startswith("adaptive_") or (node.reduces and self.shape[-2:] == (1, 1)):
                 return True
             seen.add(id(node))
             queue += [n for n in node.inputs if id(n) not in seen and n.shape[-2:] == self.shape[-2:]]
@@ -103,7 +105,9 @@ class Flow:
             return None  # a question about a tensor's shape or type
         inputs = [] if name in _SHAPED_LIKE else [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
         shape = tuple(outputs[0].shape) if outputs else ()
-        node = Node(name, inputs, integral=any(_integral(t) for t in outputs), shape=shape)
+        node = Node(
+            name, inputs, integral=any(_integral(t) for t in outputs), shape=shape, reduces=_reduces(name, args)
+        )
         for tensor in [args[0]] if in_place else outputs:
             self._bind(tensor, node)
         return node
@@ -138,6 +142,14 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from tensors_in(getattr(value, field.name, None))
+
+
+def _reduces(name: str, args: Any) -> bool:
+    """Whether a call takes a whole map to one point: a reduction, or a pooling whose window is the map."""
+    if name in _WINDOWED and len(args) > 1:
+        window = args[1] if isinstance(args[1], tuple | list) else (args[1], args[1])
+        return tuple(window) == tuple(args[0].shape[-2:])
+    return name in _REDUCTIONS
 
 
 def _integral(tensor: torch.Tensor) -> bool:

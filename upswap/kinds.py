@@ -40,7 +40,7 @@ def kind_of(
     if not node.learned:
         return "image", "comes from the input with no learned operation between"
     old, new = in_shape[-2:], out_shape[-2:]
-    if old == (1, 1) and new != (1, 1):
+    if old == (1, 1) and new != (1, 1) and node.inputs and node.inputs[0].is_pooled():
         return "context", "its source is a single point"
     if new == old:
         return "identity", f"the output has the size of the input, {old[0]}x{old[1]}"

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from . import inputs as _inputs
 from ._version import __version__
-from .errors import InputError, NothingToSwapError, PlanError, RewriteError
-from .inputs import Inputs
+from .errors import NothingToSwapError, PlanError, RewriteError
+from .probe import described
 from .rewrite import by_owner
-from .routes import route_owner
+from .routes import Rewriting, rewrite_owner
 from .select import select
 from .sites import Options, Plan, Site
 from .survey import Survey, learned_upsampling, survey
@@ -21,8 +20,8 @@ from .survey import Survey, learned_upsampling, survey
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def make_plan(model: nn.Module, example_inputs: Any, options: Options) -> Plan:
-    """What `patch` would do to `model`, which is left untouched.
+def make_plan(model: nn.Module, example_inputs: Any, options: Options) -> tuple[Plan, dict[str, Rewriting]]:
+    """What `patch` would do to `model`, which is left untouched, and the rewriting of each owner by its path.
 
     Raises `InputError`, `FilterError`, `OptionError`; with `options.strict`, `RewriteError` for a chosen site that no route can
     rewrite (it is kept, with the reason, otherwise).
@@ -31,20 +30,24 @@ def make_plan(model: nn.Module, example_inputs: Any, options: Options) -> Plan:
     chosen = select(found.sites, options)
     sites: list[Site] = []
     calls: dict[str, Any] = {}
+    rewritings: dict[str, Rewriting] = {}
     for path, group in by_owner(chosen).items():
-        routed = _routed(model, path, group, found, options.strict)
+        routed, rewriting = _routed(model, path, group, found, options.strict)
         sites += routed
-        if any(site.route == "graph" for site in routed):
-            calls[path] = found.arguments[path]
-    return Plan(
+        if rewriting is not None:
+            rewritings[path] = rewriting
+            if rewriting.route == "graph":
+                calls[path] = found.forwards[path]
+    plan = Plan(
         model_class=class_name(model),
         options=options,
         sites=tuple(sites),
-        inputs=_described(found.inputs),
+        inputs=described(found.inputs) or {},
         calls=calls,
         hints=tuple(_hints(model, sites)),
         upswap_version=__version__,
     )
+    return plan, rewritings
 
 
 def class_name(model: nn.Module) -> str:
@@ -52,25 +55,27 @@ def class_name(model: nn.Module) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def _routed(model: nn.Module, path: str, sites: Sequence[Site], found: Survey, strict: bool) -> list[Site]:
-    """The sites of one owner with their routes and upsamplers' paths; kept, with the reason, where none is faithful."""
+def _routed(
+    model: nn.Module, path: str, sites: Sequence[Site], found: Survey, strict: bool
+) -> tuple[list[Site], Rewriting | None]:
+    """The sites of one owner with their routes and upsamplers' paths; kept, with the reason, where no route is faithful."""
     owner = model.get_submodule(path)
     checked: list[Site] = []
     for site in sites:
         problem = _problem(owner, path, site, found) if site.swap else None
-        if problem is None:
-            checked.append(
-                dataclasses.replace(site, module=_module_path(owner, site, len(sites))) if site.swap else site
-            )
-        else:
+        if problem is not None:
             checked.append(_kept(site, problem, strict))
+        elif site.swap:
+            checked.append(dataclasses.replace(site, module=_module_path(owner, site, len(sites))))
+        else:
+            checked.append(site)
     if not any(site.swap for site in checked):
-        return checked
+        return checked, None
     try:
-        route, _ = route_owner(owner, checked, found.arguments.get(path))
+        rewriting = rewrite_owner(owner, checked, found.forwards.get(path))
     except RewriteError as error:
-        return [_kept(site, str(error), strict) if site.swap else site for site in checked]
-    return [dataclasses.replace(site, route=route) if site.swap else site for site in checked]
+        return [_kept(site, str(error), strict) if site.swap else site for site in checked], None
+    return [dataclasses.replace(site, route=rewriting.route) if site.swap else site for site in checked], rewriting
 
 
 def _problem(owner: nn.Module, path: str, site: Site, found: Survey) -> str | None:
@@ -100,13 +105,6 @@ def _module_path(owner: nn.Module, site: Site, count: int) -> str:
     return f"{site.owner}.{name}" if site.owner else name
 
 
-def _described(inputs: Inputs) -> Any:
-    try:
-        return _inputs.describe(inputs)
-    except InputError:  # the user's own types; the plan does without a description of them
-        return {}
-
-
 def _hints(model: nn.Module, sites: Sequence[Site]) -> list[str]:
     if any(site.swap for site in sites):
         return []
@@ -129,32 +127,37 @@ def nothing_to_swap(plan: Plan) -> NothingToSwapError:
     return NothingToSwapError("\n".join([f"nothing to swap: {found}", *plan.hints]))
 
 
-def check_plan(model: nn.Module, plan: Plan) -> None:
-    """`PlanError` naming every site of `plan` that `model` does not have as the plan knew it."""
+def check_plan(model: nn.Module, plan: Plan) -> dict[str, Rewriting]:
+    """The rewriting of each owner by its path, for a plan made before.
+
+    Raises `PlanError` naming every site of `plan` that `model` does not have as the plan knew it.
+    """
     if not plan.swapped:
         raise PlanError("this plan swaps nothing")
     if plan.model_class != class_name(model):
         raise PlanError(f"this plan was made for {plan.model_class}, the model is a {class_name(model)}")
+    rewritings: dict[str, Rewriting] = {}
     problems: list[str] = []
     paths = dict(model.named_modules())
     for path, sites in by_owner(plan.sites).items():
         swapped = [site for site in sites if site.swap]
         if not swapped:
             continue
-        owner = paths.get(path)
-        names = ", ".join(site.name for site in swapped)
-        if owner is None:
-            problems.append(f"{names}: the model has no module {path!r}")
-        elif class_name(owner) != swapped[0].owner_class:
-            problems.append(
-                f"{names}: {path!r} is a {class_name(owner)}, the plan was made for a {swapped[0].owner_class}"
-            )
-        else:
-            try:
-                route, _ = route_owner(owner, sites, plan.calls.get(path))
-                if route != swapped[0].route:
-                    problems.append(f"{names}: the plan takes the {swapped[0].route} route, the model needs {route}")
-            except RewriteError as error:
-                problems.append(f"{names}: {error}")
+        try:
+            rewritings[path] = _replayed(paths.get(path), path, sites, swapped[0], plan)
+        except RewriteError as error:
+            problems.append(f"  {', '.join(site.name for site in swapped)}: {error}")
     if problems:
-        raise PlanError("this plan does not fit the model; make it again:\n" + "\n".join(f"  {p}" for p in problems))
+        raise PlanError("this plan does not fit the model; make it again:\n" + "\n".join(problems))
+    return rewritings
+
+
+def _replayed(owner: nn.Module | None, path: str, sites: Sequence[Site], first: Site, plan: Plan) -> Rewriting:
+    if owner is None:
+        raise RewriteError(f"the model has no module {path!r}")
+    if class_name(owner) != first.owner_class:
+        raise RewriteError(f"{path!r} is a {class_name(owner)}, the plan was made for a {first.owner_class}")
+    rewriting = rewrite_owner(owner, sites, plan.calls.get(path))
+    if rewriting.route != first.route:
+        raise RewriteError(f"the plan takes the {first.route} route, the model needs {rewriting.route}")
+    return rewriting

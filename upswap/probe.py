@@ -69,28 +69,38 @@ class Call:
 
 @dataclasses.dataclass
 class Entry:
-    """One module's forward on the stack of running ones."""
+    """One module's forward on the stack of running ones; `children` are the modules it called and what they gave."""
 
     module: nn.Module
     path: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     runs: Counter[Any] = dataclasses.field(default_factory=Counter)
+    children: list[Any] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
 class Observation:
-    """What one run showed: the resize calls in order, and the first arguments of each owner's forward, described."""
+    """What one run showed: the resize calls in order, and the first forward of each owner as plain data.
+
+    `forwards` has for an owner's path `{"arguments": ..., "children": [{"path": ..., "output": ...}]}`, or None where that
+    cannot be described: what its FX trace needs to know of the modules around it.
+    """
 
     inputs: Inputs
     calls: list[Call]
-    arguments: dict[str, Any]
+    forwards: dict[str, Any]
+
+
+class ModelFailed(UpswapError):
+    """The model raised an error of its own on the inputs it was given."""
 
 
 def observe(model: nn.Module, inputs: Inputs, *, fake: bool = False) -> Observation:
     """Run `model` in eval mode, without gradients, and record its resize calls.
 
-    With `fake`, nothing is computed and no memory is used, but a model that looks at values cannot be run.
+    With `fake`, nothing is computed and no memory is used, but a model that looks at values cannot be run. Raises
+    `ModelFailed`, from the model's own error.
     """
     recorder = _Recorder(model, inputs)
     with contextlib.ExitStack() as stack:
@@ -102,23 +112,25 @@ def observe(model: nn.Module, inputs: Inputs, *, fake: bool = False) -> Observat
         recorder.flow.add_source(inputs.tensors(), "input")
         stack.enter_context(_module_calls(recorder))
         stack.enter_context(recorder)
-        recorder.flow.add_outputs(model(*inputs.args, **inputs.kwargs))
-    return Observation(inputs, recorder.classified(), recorder.arguments)
+        try:
+            result = model(*inputs.args, **inputs.kwargs)
+        except Exception as error:
+            raise ModelFailed(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+        recorder.flow.add_outputs(result)
+    return Observation(inputs, recorder.classified(), recorder.forwards)
 
 
 def first_that_runs(model: nn.Module, tries: Iterator[Inputs]) -> Observation:
     """The observation of the first inputs the model runs on; `InputError` with every failure where there is none."""
     failures: list[str] = []
+    last: BaseException | None = None
     for inputs in tries:
         try:
             return observe(model, inputs, fake=needs_fake(model, inputs))
-        except UpswapError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever the model raises on inputs it does not take
+        except ModelFailed as error:
             shapes = ", ".join("x".join(map(str, t.shape)) for t in inputs.tensors())
-            first_line = (str(error).splitlines() or [""])[0]
-            failures.append(f"  {shapes}: {type(error).__name__}: {first_line}")
-            last = error
+            failures.append(f"  {shapes}: {error}")
+            last = error.__cause__
     raise InputError(
         f"{type(model).__name__} ran on none of the inputs tried; pass example_inputs (or --input-size) that it takes:\n"
         + "\n".join(failures)
@@ -142,7 +154,7 @@ class _Recorder(TorchFunctionMode):
         self.flow.add_source((*model.parameters(), *model.buffers()), "parameter")
         self.names = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self.stack: list[Entry] = [Entry(model, "", inputs.args, inputs.kwargs)]
-        self.arguments: dict[str, Any] = {}
+        self.forwards: dict[str, Any] = {}
         self._seen: list[tuple[Call, Node]] = []
 
     def __torch_function__(
@@ -171,12 +183,10 @@ class _Recorder(TorchFunctionMode):
         place = Place(codes, positions, entry.runs[run])
         entry.runs[run] += 1
         path = self.names[id(owner)]
-        if path not in self.arguments:
-            try:
-                known = entry.module is owner
-                self.arguments[path] = _inputs.describe(Inputs(entry.args, entry.kwargs)) if known else None
-            except InputError:  # an argument that plain data cannot describe: this owner cannot be traced again later
-                self.arguments[path] = None
+        if path not in self.forwards:
+            known = described(Inputs(entry.args, entry.kwargs)) if entry.module is owner else None
+            # The list of children goes on being filled while the owner's forward runs.
+            self.forwards[path] = known and {"arguments": known, "children": entry.children}
         return Call(
             path,
             place,
@@ -229,6 +239,14 @@ def _position(frame: FrameType) -> tuple[int | None, ...]:
     return line, column, end_line, end_column
 
 
+def described(value: Any) -> Any:
+    """`inputs.describe`, or None for what plain data cannot describe."""
+    try:
+        return _inputs.describe(value)
+    except InputError:
+        return None
+
+
 @contextlib.contextmanager
 def _module_calls(recorder: _Recorder) -> Iterator[None]:
     """Keep the recorder's stack of running modules, by wrapping `nn.Module.__call__` as torch.fx does when it traces."""
@@ -238,11 +256,14 @@ def _module_calls(recorder: _Recorder) -> Iterator[None]:
         path = recorder.names.get(id(module))
         if path is None:
             return original(module, *args, **kwargs)
+        above = recorder.stack[-1]
         recorder.stack.append(Entry(module, path, args, kwargs))
         try:
-            return original(module, *args, **kwargs)
+            result = original(module, *args, **kwargs)
         finally:
             recorder.stack.pop()
+        above.children.append({"path": path.removeprefix(f"{above.path}."), "output": described(result)})
+        return result
 
     nn.Module.__call__ = call  # type: ignore[method-assign]
     try:

@@ -8,6 +8,7 @@ failure leaves it as it was.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from .errors import PlanError
-from .routes import child_of, graph_forward, source_methods
+from .routes import Rewriting, child_of, rewrite_owner
 from .sites import Plan, Site, site_from_dict
 from .upsamplers import make_upsampler
 
@@ -27,8 +28,8 @@ _ORIGINAL = "_upswap_original"
 # -- applying a plan ------------------------------------------------------------------------------------------------------
 
 
-def apply(model: nn.Module, plan: Plan) -> None:
-    """Change `model` as `plan` says. On any error the model is as it was."""
+def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> None:
+    """Change `model` as `plan` says, with the rewriting of each owner by its path. On any error the model is as it was."""
     swapped = plan.swapped
     made = {site.name: _new_upsampler(model, site, plan) for site in swapped}
     steps: list[Callable[[], None]] = []
@@ -40,7 +41,7 @@ def apply(model: nn.Module, plan: Plan) -> None:
             steps.append(_replacing(model, owner, made[sites[0].name]))
             continue
         record = Record(path, tuple(sites), plan.calls.get(path))
-        cls = rewritten_class(owner, record)
+        cls = rewritten_class(type(owner), record, rewritings[path])
         children = {child_of(site): made[site.name] for site in sites if site.swap}
         steps.append(_subclassing(owner, cls, children))
     for step in steps:
@@ -58,7 +59,7 @@ def by_owner(sites: Iterable[Site]) -> dict[str, list[Site]]:
 
 def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
     owner = model.get_submodule(site.owner)
-    near = next(iter((*owner.parameters(), *model.parameters(), *model.buffers())), None)
+    near = next(itertools.chain(owner.parameters(), model.parameters(), model.buffers()), None)
     module = make_upsampler(site, plan.options, "cpu" if near is None else near.device)
     return module.train(owner.training)
 
@@ -99,37 +100,29 @@ class Record:
 
     path: str
     sites: tuple[Site, ...]
-    arguments: Any
+    forward: Any
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists and dicts."""
         return {
             "path": self.path,
             "sites": [dataclasses.asdict(site) for site in self.sites],
-            "arguments": self.arguments,
+            "forward": self.forward,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Record:
         """The record `to_dict` described; `PlanError` for anything else."""
         try:
-            return cls(data["path"], tuple(site_from_dict(site) for site in data["sites"]), data["arguments"])
+            return cls(data["path"], tuple(site_from_dict(site) for site in data["sites"]), data["forward"])
         except (KeyError, TypeError) as error:
             raise PlanError(f"not a record upswap wrote: {error}") from error
 
 
-def rewritten_class(owner: nn.Module, record: Record) -> type:
-    """A subclass of the owner's class whose forward sends its swapped resize calls through the upsamplers."""
-    original = type(owner)
-    route = next(site.route for site in record.sites if site.swap)
-    if route == "graph":
-        methods: dict[str, Any] = {"forward": graph_forward(owner, record.sites, record.arguments)}
-        for attribute in ("__doc__", "__module__", "__qualname__", "__annotations__"):
-            setattr(methods["forward"], attribute, getattr(original.forward, attribute))
-    else:
-        methods = dict(source_methods(owner, record.sites))
+def rewritten_class(original: type, record: Record, rewriting: Rewriting) -> type:
+    """A subclass of the owner's class whose methods send its swapped resize calls through the upsamplers."""
     namespace = {
-        **methods,
+        **rewriting.methods,
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
@@ -191,7 +184,8 @@ class Pending(nn.Module):
         original, data = self.__dict__.pop("_target")
         self.__class__ = original
         self.__setstate__(state)
-        self.__class__ = rewritten_class(self, Record.from_dict(data))
+        record = Record.from_dict(data)
+        self.__class__ = rewritten_class(original, record, rewrite_owner(self, record.sites, record.forward))
 
 
 def _pending(original: type, record: Mapping[str, Any]) -> Pending:

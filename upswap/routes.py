@@ -8,38 +8,40 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from . import inputs as _inputs
 from .errors import RewriteError
 from .locate import method_of
-from .preserve import preserved
 from .recompile import Replacement, recompile
 from .runtime import Target
 from .sites import Location, Site
 from .tracer import NotFaithful, trace
 
 
-def route_owner(owner: nn.Module, sites: Sequence[Site], arguments: Any) -> tuple[str, str]:
-    """The first faithful route for an owner's swapped sites: (route, why not the ones before it).
+class Rewriting(NamedTuple):
+    """How an owner is rewritten: the route, and the methods that replace its own (none on the module route)."""
 
-    `sites` are all sites of the owner; `arguments` describes the arguments of its forward. Raises `RewriteError` where no route
-    is faithful.
+    route: str
+    methods: dict[str, types.FunctionType]
+
+
+def rewrite_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewriting:
+    """The first faithful route for an owner's swapped sites. The owner is not changed.
+
+    `sites` are all sites of the owner; `forward` describes one run of it, as the probe saw it. Raises `RewriteError` where
+    no route is faithful.
     """
     if all(site.op == "module" for site in sites):
-        return "module", ""
+        return Rewriting("module", {})
     try:
-        graph_forward(owner, sites, arguments)
-    except NotFaithful as error:
-        source_methods(owner, sites)
-        return "source", str(error)
-    return "graph", ""
+        return Rewriting("graph", {"forward": graph_forward(owner, sites, forward)})
+    except NotFaithful:
+        return Rewriting("source", source_methods(owner, sites))
 
 
 def source_methods(owner: nn.Module, sites: Sequence[Site]) -> dict[str, types.FunctionType]:
@@ -84,12 +86,12 @@ def child_of(site: Site) -> str:
     return (site.module or "").removeprefix(f"{site.owner}.")
 
 
-def graph_forward(owner: nn.Module, sites: Sequence[Site], arguments: Any) -> Callable[..., Any]:
+def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> types.FunctionType:
     """The owner's forward as the code of its FX graph, with the swapped resize nodes calling the upsamplers.
 
     Raises `NotFaithful` where the graph would not be right for every input.
     """
-    if arguments is None:
+    if forward is None:
         raise NotFaithful("the arguments of its forward cannot be described as plain data")
     if len({site.calls for site in sites}) > 1 or any(site.location is None for site in sites):
         raise NotFaithful("not every forward makes the same resize calls")
@@ -97,11 +99,7 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], arguments: Any) -> Ca
         raise NotFaithful("the resize stands outside its forward")
     tensor = next(iter((*owner.parameters(), *owner.buffers())), None)
     device = "cpu" if tensor is None else tensor.device
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        values = _inputs.build(arguments, lambda shape, dtype: torch.empty(shape, dtype=dtype, device=device))
-    with preserved(owner):  # in eval mode: a batch norm in training refuses a single point
-        graph = trace(owner, values, mode)
+    graph = trace(owner, forward, torch.device(device))
     nodes = [node for node in graph.nodes if node.op == "call_function" and node.target is F.interpolate]
     if len(nodes) != len(sites):
         raise NotFaithful(f"the graph has {len(nodes)} resize calls, the probe saw {len(sites)}")
@@ -111,8 +109,10 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], arguments: Any) -> Ca
     code = graph.python_code("self")
     namespace: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, f"<upswap graph of {type(owner).__qualname__}>", "exec"), namespace)  # noqa: S102 - code FX wrote from the graph
-    forward: Callable[..., Any] = namespace["forward"]
-    return forward
+    made: types.FunctionType = namespace["forward"]
+    for attribute in ("__doc__", "__module__", "__qualname__", "__annotations__"):
+        setattr(made, attribute, getattr(type(owner).forward, attribute))
+    return made
 
 
 def _call_upsampler(graph: fx.Graph, node: fx.Node, site: Site) -> None:

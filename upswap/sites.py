@@ -119,8 +119,8 @@ class Options:
 class Plan:
     """Every resize call of a model and what is done about each.
 
-    `calls` holds, for owners that take the graph route, a description of the arguments their forward was traced with;
-    `inputs` describes the example inputs of the model. Both are what `upswap.inputs.describe` makes.
+    `calls` holds, for owners that take the graph route, what their trace needs: their forward's arguments and what their
+    children gave. `inputs` describes the example inputs of the model. Tensors are described by shape and dtype.
     """
 
     model_class: str

@@ -28,7 +28,7 @@ class Survey:
     sites: list[Site]
     unlocated: dict[str, str]
     inputs: Inputs
-    arguments: dict[str, Any]
+    forwards: dict[str, Any]
 
 
 def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
@@ -47,15 +47,8 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
         first = first_that_runs(model, iter([_inputs.as_inputs(example_inputs)]))
         larger = [_inputs.enlarged(first.inputs)]
     second = _second(model, larger) if first.calls else None
-    if second is not None and any(_too_small_to_tell(call) for call in second.calls):
-        second = _second(model, [_inputs.enlarged(second.inputs)]) or second
     sites, unlocated = _sites(model, first, second)
-    return Survey(sites, unlocated, first.inputs, first.arguments)
-
-
-def _too_small_to_tell(call: Call) -> bool:
-    """Whether a map is a single point though no pooling made it one: a larger image may give it a size."""
-    return call.in_shape[-2:] == (1, 1) and call.out_shape[-2:] != (1, 1) and call.kind == "context" and not call.pooled
+    return Survey(sites, unlocated, first.inputs, first.forwards)
 
 
 def learned_upsampling(model: nn.Module) -> list[str]:
@@ -152,7 +145,9 @@ def _kind(call: Call, again: Call | None) -> tuple[str, str, Call]:
         if call.pooled:
             return "context", "its source is a pooled grid", call
         return call.kind, call.reason, call
-    if call.in_shape[-2:] == again.in_shape[-2:] and call.out_shape[-2:] != again.out_shape[-2:]:
+    # Small images can leave a single point of any map; only a pooled one stays so.
+    constant = call.in_shape[-2:] == again.in_shape[-2:] and (call.in_shape[-2:] != (1, 1) or again.pooled)
+    if constant and call.out_shape[-2:] != again.out_shape[-2:]:
         grid = "x".join(map(str, call.in_shape[-2:]))
         return "context", f"its source is {grid} at every input size: the ratio follows the input", call
     if call.kind != "feature" and again.kind == "feature":

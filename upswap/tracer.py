@@ -19,8 +19,8 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from . import inputs as _inputs
 from .errors import RewriteError
-from .inputs import Inputs
 from .locate import function_node
 
 # What a trace would run once and bake in, or lose: decisions, contexts, effects on anything but local names.
@@ -59,11 +59,12 @@ class _ValueProxy(fx.Proxy):
 class ValueTracer(fx.Tracer):
     """Records the forward of one module; every node's `meta["value"]` is its value on the example arguments."""
 
-    def __init__(self, mode: FakeTensorMode, values: list[Any]) -> None:
+    def __init__(self, code: CodeType, values: list[Any], children: list[Any]) -> None:
         super().__init__(autowrap_modules=())
-        self._mode = mode
+        self._code = code
         self._values = values
-        self.computing = False
+        self._children = children
+        self.helpers: set[CodeType] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Every child is a leaf: only the owner's own forward is rewritten."""
@@ -72,16 +73,6 @@ class ValueTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Proxies that know their value."""
         return _ValueProxy(node, self)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A child's call is a node; under it, when a value is computed, it is a call."""
-        if self.computing:  # FX has patched nn.Module.__call__; here a leaf runs for its value
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Parameters are nodes, except while a value is computed."""
-        return attr_val if self.computing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Any:
         """Refuse tensors that are neither an input's descendant nor a parameter or buffer."""
@@ -94,70 +85,75 @@ class ValueTracer(fx.Tracer):
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if kind == "placeholder":
             proxy.node.meta["value"] = self._values.pop(0)
+        elif kind == "call_module":
+            proxy.node.meta["value"] = self._output_of(target)
         elif kind != "output":
+            self._note_helpers(sys._getframe(1))
             node_args, node_kwargs = fx.node.map_arg((proxy.node.args, proxy.node.kwargs), self._value_of)
-            proxy.node.meta["value"] = self._value(kind, target, node_args, node_kwargs)
+            function = target if kind == "call_function" else _method(target)
+            proxy.node.meta["value"] = function(*node_args, **node_kwargs)
         return proxy
 
     def _value_of(self, node: fx.Node) -> Any:
         if "value" not in node.meta:  # FX makes the nodes of parameters and buffers without a proxy
-            node.meta["value"] = self._value(node.op, node.target, node.args, node.kwargs)
+            found: Any = self.root
+            for name in str(node.target).split("."):
+                found = getattr(found, name)
+            node.meta["value"] = torch.empty_like(found)  # on fake tensors: no memory
         return node.meta["value"]
 
-    def _value(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-        self.computing = True
-        try:
-            with self._mode, torch.no_grad():
-                if kind == "call_function":
-                    return target(*args, **kwargs)
-                if kind == "call_method":
-                    return getattr(args[0], target)(*args[1:], **kwargs)
-                if kind == "call_module":
-                    return self.root.get_submodule(target)(*args, **kwargs)
-                value: Any = self.root
-                for name in target.split("."):
-                    value = getattr(value, name)
-                return value
-        finally:
-            self.computing = False
+    def _output_of(self, path: str) -> Any:
+        """What the probe saw a child give; calls come in the order they came then."""
+        seen, output = self._children.pop(0) if self._children else ("nothing", None)
+        if seen != path:
+            raise NotFaithful(f"it calls {path} where the probe saw a call of {seen}")
+        return output
+
+    def _note_helpers(self, frame: FrameType | None) -> None:
+        """Collect the functions, outside torch and Python's library, through which the forward came to make a node."""
+        while frame is not None and frame.f_code is not self._code:
+            if _outside_libraries(frame) and frame.f_code.co_name not in ("<listcomp>", "<genexpr>"):
+                self.helpers.add(frame.f_code)
+            frame = frame.f_back
 
 
-def trace(owner: nn.Module, arguments: Inputs, mode: FakeTensorMode) -> fx.Graph:
-    """The graph of `owner.forward` on fake `arguments`, with the original names and defaults of its parameters.
+def _method(name: str) -> Callable[..., Any]:
+    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
 
-    Raises `NotFaithful`, with the reason, where the graph would not do for other inputs, or cannot be made.
+
+def trace(owner: nn.Module, forward: Any, device: torch.device) -> fx.Graph:
+    """The graph of `owner.forward`, with the original names and defaults of its parameters.
+
+    `forward` describes one run of it, as `probe.Observation.forwards` does; its tensors are made fake, on `device`. Raises
+    `NotFaithful`, with the reason, where the graph would not do for other inputs, or cannot be made.
     """
+    code = type(owner).forward.__code__
     signature = inspect.signature(type(owner).forward)
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in signature.parameters.values()):
         raise NotFaithful("the forward takes a variable or keyword-only list of arguments")
-    bound = signature.bind(owner, *arguments.args, **arguments.kwargs)
-    bound.apply_defaults()
-    values = list(bound.arguments.values())[1:]
-    straight_line(type(owner).forward.__code__)
+    straight_line(code)
     state = random.getstate(), torch.get_rng_state()
-    tracer = ValueTracer(mode, values)
-    called: set[CodeType] = set()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
 
-    def note(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and not tracer.computing and _outside_libraries(frame):
-            called.add(frame.f_code)
+        def make(description: Any) -> Any:
+            return _inputs.build(description, lambda shape, dtype: torch.empty(shape, dtype=dtype, device=device))
 
-    profile = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        graph = tracer.trace(owner)
-    except RewriteError:
-        raise
-    except Exception as error:  # FX and the traced code raise whatever they like on what they cannot do
-        first_line = (str(error).splitlines() or [""])[0]
-        raise NotFaithful(f"tracing stopped with {type(error).__name__}: {first_line}") from error
-    finally:
-        sys.setprofile(profile)
+        arguments = make(forward["arguments"])
+        bound = signature.bind(owner, *arguments.args, **arguments.kwargs)
+        bound.apply_defaults()
+        children = [(c["path"], make(c["output"])) for c in forward["children"] if c["output"] is not None]
+        tracer = ValueTracer(code, list(bound.arguments.values())[1:], children)
+        try:
+            graph = tracer.trace(owner)
+        except RewriteError:
+            raise
+        except Exception as error:  # FX and the traced code raise what they like on what they cannot do
+            first_line = (str(error).splitlines() or [""])[0]
+            raise NotFaithful(f"tracing stopped with {type(error).__name__}: {first_line}") from error
     if state[0] != random.getstate() or not torch.equal(state[1], torch.get_rng_state()):
         raise NotFaithful("a random number was drawn while tracing, and would be drawn only once")
-    for code in called:
-        if code.co_name not in ("<listcomp>", "<genexpr>"):  # parts of a function that is looked at whole
-            straight_line(code)
+    for helper in tracer.helpers:
+        straight_line(helper)
     return graph
 
 

@@ -94,7 +94,11 @@ def _nominal_scale(site: Site) -> tuple[float, float]:
 def _dysample(site: Site, options: Options) -> nn.Module:
     settings, _ = dysample_settings(site, options)
     factors = _cascade_factors(settings["scale"]) if options.cascade else []
-    shared = {"mode": site.mode, "align_corners": site.align_corners, **{k: settings[k] for k in settings if k != "scale"}}
+    shared = {
+        "mode": site.mode,
+        "align_corners": site.align_corners,
+        **{k: settings[k] for k in settings if k != "scale"},
+    }
     if len(factors) > 1:
         return Cascade(DySample(site.channels, factor, **shared) for factor in factors)
     return DySample(site.channels, settings["scale"], **shared)
@@ -116,9 +120,7 @@ class Cascade(nn.Sequential):
     def __init__(self, steps: Any) -> None:
         super().__init__(*steps)
 
-    def forward(
-        self, x: torch.Tensor, size: Sequence[int] | None = None, scale_factor: Any = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, size: Sequence[int] | None = None, scale_factor: Any = None) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H', W'); the last step goes to `size` exactly."""
         if size is None and scale_factor is not None:
             factors = (scale_factor, scale_factor) if isinstance(scale_factor, int | float) else scale_factor
