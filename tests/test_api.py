@@ -72,7 +72,9 @@ def test_include_and_exclude() -> None:
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_a_pattern_that_matches_nothing_lists_near_names(option: str) -> None:
-    with pytest.raises(upswap.FilterError, match=rf"{option} pattern 'block\.0' matches none of the 3 sites.*blocks\.0"):
+    with pytest.raises(
+        upswap.FilterError, match=rf"{option} pattern 'block\.0' matches none of the 3 sites.*blocks\.0"
+    ):
         upswap.patch(build(), **{option: "block.0"})
 
 
@@ -180,7 +182,7 @@ def test_what_cannot_be_patched_names_the_way_out(make, message: str) -> None:
 
 def test_a_plan_for_another_model_is_refused() -> None:
     plan = upswap.inspect(build())
-    with pytest.raises(upswap.PlanError, match="made for .*Net"):
+    with pytest.raises(upswap.PlanError, match=r"made for .*Net"):
         upswap.patch(Decoder(), plan=plan)
 
     class Shorter(Net):

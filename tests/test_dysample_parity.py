@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from reference_dysample import ReferenceDySample
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from reference_dysample import ReferenceDySample
 from upswap.dysample import DySample
 
 GOLDEN = Path(__file__).parent / "data" / "dysample_reference.safetensors"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from reference_dysample import ReferenceDySample
 from torch import Tensor
 
+from reference_dysample import ReferenceDySample
 from upswap.dysample import DySample
 
 HALVES = [torch.float16, torch.bfloat16]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
-import checks
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import interpolate as resize_as_imported
 
+import checks
 import upswap
 
 
@@ -456,3 +457,15 @@ def test_an_attribute_named_upsample_is_not_overwritten() -> None:
     model = upswap.patch(build(Named))
     assert model.upsample is True
     assert list(upswap.upsamplers(model)) == ["upsample_0"]
+
+
+@pytest.mark.parametrize("cls", [Straight, Branch])
+@pytest.mark.parametrize("name", ['x"); __import__("os").system("true") #', "a.b", "", "__class__", "for"])
+def test_a_plan_cannot_smuggle_code_in_a_name(cls: type[nn.Module], name: str) -> None:
+    plan = upswap.inspect(build(cls))
+    hostile = plan.replace_sites(dataclasses.replace(site, module=name) for site in plan.sites)
+    model = build(cls)
+    with pytest.raises(upswap.PlanError, match="cannot be the name of a module"):
+        upswap.patch(model, plan=hostile)
+    assert type(model) is cls
+    assert "_upswap_plan" not in model.__dict__

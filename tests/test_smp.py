@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import warnings
 
-import checks
 import pytest
 import torch
 
+import checks
 import upswap
 
 smp = pytest.importorskip("segmentation_models_pytorch")

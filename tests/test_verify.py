@@ -42,7 +42,7 @@ def test_a_changed_weight_is_found(amount: float) -> None:
     report = upswap.verify(model, other, sizes=[16, (20, 24)])
     assert not report.ok
     assert report.max_rel_diff > 1e-5
-    assert [row.inputs for row in report.rows if not row.ok][0] == "1x3x16x16"
+    assert next(row.inputs for row in report.rows if not row.ok) == "1x3x16x16"
 
 
 def test_rounding_is_equal() -> None:

@@ -54,12 +54,14 @@ class Node:
         for node in self.inputs:
             node.users.append(self)
         # A tensor of unknown origin may come from the input by a path the recorder cannot see (a custom autograd function).
-        self.from_input = self.source in ("input", "unknown") or any(n.from_input for n in self.inputs)
-        self.learned = (
-            self.source == "unknown"
-            or any(n.learned for n in self.inputs)
-            or (self.from_input and any(n.source == "parameter" for n in self.inputs))
-        )
+        self.from_input = self.source in ("input", "unknown")
+        self.learned = self.source == "unknown"
+        weighted = False
+        for node in self.inputs:
+            self.from_input |= node.from_input
+            self.learned |= node.learned
+            weighted |= node.source == "parameter"
+        self.learned |= weighted and self.from_input
 
     def is_pooled(self) -> bool:
         """Whether this tensor's grid was made by an adaptive or global pooling, which gives one grid at every input size."""
@@ -99,7 +101,7 @@ class Flow:
 
     def add_call(self, name: str, args: Any, kwargs: Any, result: Any) -> Node | None:
         """Record that `name(*args, **kwargs)` gave `result`."""
-        outputs = list(tensors_in(result))
+        outputs = tensors_in(result)
         in_place = name == "__setitem__"
         if not outputs and not in_place and name not in _READERS:
             return None  # a question about a tensor's shape or type
@@ -129,19 +131,27 @@ class Flow:
         self._nodes[id(tensor)] = (weakref.ref(tensor), node)
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in nested tuples, lists, dicts and dataclass instances."""
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists, dicts and dataclass instances, in order."""
+    found: list[torch.Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor]) -> None:
     if isinstance(value, torch.Tensor):
-        yield value
+        found.append(value)
+    elif value is None or isinstance(value, bool | int | float | str | torch.Size):
+        return  # most arguments, and most of the time
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from tensors_in(item)
+            _collect(item, found)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from tensors_in(item)
+            _collect(item, found)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, field.name, None))
+            _collect(getattr(value, field.name, None), found)
 
 
 def _reduces(name: str, args: Any) -> bool:

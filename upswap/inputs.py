@@ -17,7 +17,7 @@ from .errors import InputError
 
 #: Sides tried, in pixels, until the model runs. Small first: cost grows with the area. Multiples of 32 suit every stride up to
 #: 32; 224, 256, 384, 448, 512 and 518 are the sides that fixed-size transformers are built for.
-SIDES = (64, 96, 128, 192, 224, 256, 384, 448, 512, 518)
+SIDES = (64, 128, 224, 256, 384, 448, 512, 518)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +116,17 @@ def candidates(model: nn.Module, size: int | tuple[int, int] | None = None) -> I
 
 
 def enlarged(inputs: Inputs) -> Inputs:
-    """The same inputs with every image-like tensor (N, C, H, W) larger: by half where that keeps multiples of 32, else twice.
+    """The same inputs with every image-like tensor (N, C, H, W) larger, and random.
 
-    The values are random.
+    Sides grow by half where that keeps multiples of 32, else by 32, and become twice as long where they were no multiples.
     """
 
     def larger(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dim() != 4 or not tensor.is_floating_point():
             return tensor
-        height, width = (side * 3 // 2 if side % 64 == 0 else side * 2 for side in tensor.shape[-2:])
+        height, width = (
+            side * 3 // 2 if side % 64 == 0 else side + 32 if side % 32 == 0 else side * 2 for side in tensor.shape[-2:]
+        )
         generator = torch.Generator().manual_seed(0)
         image = torch.randn((*tensor.shape[:2], height, width), generator=generator)
         return image.to(device=tensor.device, dtype=tensor.dtype)

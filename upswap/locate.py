@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import linecache
+import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 
@@ -31,12 +32,10 @@ def function_node(code: CodeType) -> FunctionNode:
 
     Raises `RewriteError` where the source cannot be had or has changed since it was imported.
     """
-    tree = _tree(code.co_filename, tuple(linecache.getlines(code.co_filename)))
-    for node in ast.walk(tree) if tree else ():
-        if isinstance(node, FunctionNode) and node.name == code.co_name:
-            first_line = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            if first_line == code.co_firstlineno:
-                return node
+    functions = _functions(code.co_filename, tuple(linecache.getlines(code.co_filename)))
+    node = functions.get((code.co_name, code.co_firstlineno))
+    if node is not None:
+        return node
     raise RewriteError(f"the source of {code.co_qualname} is not to be had from {code.co_filename}")
 
 
@@ -57,11 +56,17 @@ def locate(place: Place) -> Location:
             expression = ast.unparse(call)
             alike = [other for other in _calls(node) if ast.unparse(other) == expression]
             return Location(
-                code.co_qualname, expression, alike.index(call), place.occurrence, code.co_filename, call.lineno
+                code.co_qualname, expression, alike.index(call), place.occurrence, _short(code.co_filename), call.lineno
             )
     raise RewriteError(
         f"the call at line {position[0]} of {code.co_filename} is not in the source of {code.co_qualname}"
     )
+
+
+def _short(filename: str) -> str:
+    """A file as its package names it, so that plans say the same on every machine."""
+    parents = [entry.rstrip("/") + "/" for entry in sys.path if entry and filename.startswith(entry.rstrip("/") + "/")]
+    return filename.removeprefix(max(parents, key=len)) if parents else filename.rpartition("/")[2]
 
 
 def find_call(node: FunctionNode, location: Location) -> ast.Call:
@@ -86,8 +91,11 @@ def _calls(node: FunctionNode) -> Iterator[ast.Call]:
 
 
 @functools.lru_cache(maxsize=64)
-def _tree(filename: str, lines: tuple[str, ...]) -> ast.Module | None:
+def _functions(filename: str, lines: tuple[str, ...]) -> dict[tuple[str, int], FunctionNode]:
+    """The functions of a file by name and first line, a decorator's where there is one; none where it does not parse."""
     try:
-        return ast.parse("".join(lines), filename) if lines else None
+        tree = ast.parse("".join(lines), filename)
     except SyntaxError:
-        return None
+        return {}
+    nodes = [node for node in ast.walk(tree) if isinstance(node, FunctionNode)]
+    return {(node.name, min([node.lineno, *(d.lineno for d in node.decorator_list)])): node for node in nodes}

@@ -23,14 +23,16 @@ def preserved(model: nn.Module, *, training: bool | None = False) -> Iterator[No
     modules = list(model.modules())
     attributes = [dict(module.__dict__) for module in modules]
     # Every registry of an nn.Module is a dict attribute: children, parameters, buffers and all kinds of hooks.
-    registries = [
-        (registry, dict(registry))
+    registries = [registry for saved in attributes for registry in saved.values() if isinstance(registry, dict)]
+    contents = [dict(registry) if registry else None for registry in registries]
+    buffers = [
+        (buffer, buffer.detach().clone())
         for module in modules
-        for registry in module.__dict__.values()
-        if isinstance(registry, dict)
+        for buffer in module._buffers.values()
+        if buffer is not None and not buffer.is_meta
     ]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    tensors = (t for module in modules for t in (*module._parameters.values(), *module._buffers.values()))
+    devices = {tensor.device for tensor in tensors if tensor is not None}
     state = random.getstate()
     try:
         with torch.random.fork_rng(devices=[d for d in devices if d.type == "cuda"]):
@@ -43,9 +45,10 @@ def preserved(model: nn.Module, *, training: bool | None = False) -> Iterator[No
         for module, saved in zip(modules, attributes, strict=True):
             module.__dict__.clear()
             module.__dict__.update(saved)
-        for registry, content in registries:
-            registry.clear()
-            registry.update(content)
+        for registry, content in zip(registries, contents, strict=True):
+            if registry or content:
+                registry.clear()
+                registry.update(content or {})
         with torch.no_grad():
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import keyword
 import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from .errors import RewriteError
+from .errors import PlanError, RewriteError
 from .locate import method_of
 from .recompile import Replacement, recompile
 from .runtime import Target
@@ -82,8 +83,14 @@ def target_of(site: Site) -> Target:
 
 
 def child_of(site: Site) -> str:
-    """The name of a site's upsampler in its owner."""
-    return (site.module or "").removeprefix(f"{site.owner}.")
+    """The name of a site's upsampler in its owner.
+
+    Raises `PlanError` for what is no plain name: a plan may come from a stranger's file, and names become code.
+    """
+    name = (site.module or "").removeprefix(f"{site.owner}.")
+    if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("__"):
+        raise PlanError(f"site {site.name}: {name!r} cannot be the name of a module")
+    return name
 
 
 def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> types.FunctionType:

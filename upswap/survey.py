@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -39,14 +38,10 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
     `InputError` where the model runs on none.
     """
     if example_inputs is None:
-        tries = _inputs.candidates(model)
-        first = first_that_runs(model, tries)
-        # Two more sides at most: a model that takes one size only is not worth the whole list.
-        larger: list[Inputs] = list(itertools.islice(tries, 2))
+        first = first_that_runs(model, _inputs.candidates(model))
     else:
         first = first_that_runs(model, iter([_inputs.as_inputs(example_inputs)]))
-        larger = [_inputs.enlarged(first.inputs)]
-    second = _second(model, larger) if first.calls else None
+    second = _second(model, _inputs.enlarged(first.inputs)) if first.calls else None
     sites, unlocated = _sites(model, first, second)
     return Survey(sites, unlocated, first.inputs, first.forwards)
 
@@ -58,9 +53,9 @@ def learned_upsampling(model: nn.Module) -> list[str]:
     ]
 
 
-def _second(model: nn.Module, tries: Iterable[Inputs]) -> Observation | None:
+def _second(model: nn.Module, inputs: Inputs) -> Observation | None:
     try:
-        return first_that_runs(model, iter(tries))
+        return first_that_runs(model, iter([inputs]))
     except InputError:
         return None
 

@@ -87,6 +87,8 @@ class ValueTracer(fx.Tracer):
             proxy.node.meta["value"] = self._values.pop(0)
         elif kind == "call_module":
             proxy.node.meta["value"] = self._output_of(target)
+        elif kind == "get_attr":
+            self._value_of(proxy.node)
         elif kind != "output":
             self._note_helpers(sys._getframe(1))
             node_args, node_kwargs = fx.node.map_arg((proxy.node.args, proxy.node.kwargs), self._value_of)
@@ -96,10 +98,11 @@ class ValueTracer(fx.Tracer):
 
     def _value_of(self, node: fx.Node) -> Any:
         if "value" not in node.meta:  # FX makes the nodes of parameters and buffers without a proxy
-            found: Any = self.root
-            for name in str(node.target).split("."):
-                found = getattr(found, name)
-            node.meta["value"] = torch.empty_like(found)  # on fake tensors: no memory
+            # Not by getattr: FX has patched it to give proxies.
+            owned = {**dict(self.root.named_parameters()), **dict(self.root.named_buffers())}
+            if node.target not in owned:
+                raise NotFaithful(f"the attribute {node.target} is neither a parameter nor a buffer")
+            node.meta["value"] = torch.empty_like(owned[str(node.target)])  # on fake tensors: no memory
         return node.meta["value"]
 
     def _output_of(self, path: str) -> Any:
@@ -118,7 +121,10 @@ class ValueTracer(fx.Tracer):
 
 
 def _method(name: str) -> Callable[..., Any]:
-    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
+    def call(value: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(value, name)(*args, **kwargs)
+
+    return call
 
 
 def trace(owner: nn.Module, forward: Any, device: torch.device) -> fx.Graph:

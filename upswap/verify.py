@@ -115,16 +115,16 @@ def _chosen(model: nn.Module, example_inputs: Any, sizes: Sequence[Any] | None) 
             raise InputError("give example_inputs or sizes, not both")
         first = _inputs.as_inputs(example_inputs)
         yield first
-        more = iter([_inputs.enlarged(first)]) if any(tensor.dim() == 4 for tensor in first.tensors()) else iter(())
     elif sizes is not None:
         yield from (_inputs.example_inputs_for(model, size) for size in sizes)
         return
     else:
-        tries = _inputs.candidates(model)
-        yield first_that_runs(model, tries).inputs
-        more = (inputs for inputs, _ in zip(tries, range(2), strict=False))
+        first = first_that_runs(model, _inputs.candidates(model)).inputs
+        yield first
+    if not any(tensor.dim() == 4 for tensor in first.tensors()):
+        return
     try:
-        yield first_that_runs(model, more).inputs
+        yield first_that_runs(model, iter([_inputs.enlarged(first)])).inputs
     except InputError:  # the model takes one size only
         return
 
