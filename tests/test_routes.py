@@ -469,3 +469,34 @@ def test_a_plan_cannot_smuggle_code_in_a_name(cls: type[nn.Module], name: str) -
         upswap.patch(model, plan=hostile)
     assert type(model) is cls
     assert "_upswap_plan" not in model.__dict__
+
+
+class Setting(Base):
+    """A graph fixes the mode that it read from an attribute."""
+
+    mode = "nearest"
+
+    def forward(self, image):
+        high = self.high(image)
+        return self.last(high + F.interpolate(self.low(high), size=high.shape[2:], mode=self.mode))
+
+
+class ChildSetting(Base):
+    def forward(self, image):
+        x = F.interpolate(self.low(self.high(image)), scale_factor=self.low.stride[0])
+        return self.last(x)
+
+
+def test_a_setting_that_was_changed_after_the_patch_is_an_error() -> None:
+    model = build(Setting)
+    model.mode = "bilinear"
+    upswap.patch(model)
+    assert upswap.plan_of(model).sites[0].route == "graph"
+    x = torch.randn(1, 3, 16, 16)
+    model(x)
+    for again in (model, copy.deepcopy(model)):
+        again.mode = "nearest"
+        with pytest.raises(upswap.RewriteError, match=r"Setting\.mode was 'bilinear'.*is 'nearest' now"):
+            again(x)
+    assert upswap.unpatch(model)(x).shape == (1, 2, 16, 16)
+    assert upswap.inspect(build(ChildSetting)).sites[0].route == "source"

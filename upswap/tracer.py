@@ -13,7 +13,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -127,7 +127,14 @@ def _method(name: str) -> Callable[..., Any]:
     return call
 
 
-def trace(owner: nn.Module, forward: Any, device: torch.device) -> fx.Graph:
+class Trace(NamedTuple):
+    """A graph of an owner's forward, and the owner's own settings that it was made with."""
+
+    graph: fx.Graph
+    settings: dict[str, Any]
+
+
+def trace(owner: nn.Module, forward: Any, device: torch.device) -> Trace:
     """The graph of `owner.forward`, with the original names and defaults of its parameters.
 
     `forward` describes one run of it, as `probe.Observation.forwards` does; its tensors are made fake, on `device`. Raises
@@ -160,7 +167,8 @@ def trace(owner: nn.Module, forward: Any, device: torch.device) -> fx.Graph:
         raise NotFaithful("a random number was drawn while tracing, and would be drawn only once")
     for helper in tracer.helpers:
         straight_line(helper)
-    return graph
+    settings = {name: value for each in (code, *tracer.helpers) for name, value in settings_read(owner, each).items()}
+    return Trace(graph, settings)
 
 
 def straight_line(code: CodeType) -> None:
@@ -180,6 +188,31 @@ def straight_line(code: CodeType) -> None:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if isinstance(node, ast.stmt) and not isinstance(node, _STATEMENTS) and not docstring:
             raise NotFaithful(f"{where} has a {type(node).__name__.lower()} statement")
+
+
+def settings_read(owner: nn.Module, code: CodeType) -> dict[str, Any]:
+    """The plain attributes of `owner` that a method reads, with the values a trace fixes.
+
+    Raises `NotFaithful` for what cannot be compared later: attributes that are containers or objects, and settings of children.
+    """
+    first = code.co_varnames[0] if code.co_argcount else None
+    found: dict[str, Any] = {}
+    for node in ast.walk(function_node(code)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == first:
+            value = getattr(owner, node.attr, None)
+            if value is None or isinstance(value, bool | int | float | str):
+                found[node.attr] = value
+            elif not (isinstance(value, nn.Module | torch.Tensor) or callable(value)):
+                raise NotFaithful(
+                    f"line {node.lineno} of {code.co_qualname} reads {node.attr}, a {type(value).__name__}"
+                )
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+            outer = node.value
+            if isinstance(outer.value, ast.Name) and outer.value.id == first:
+                child = getattr(owner, outer.attr, None)
+                if isinstance(child, nn.Module) and not isinstance(getattr(child, node.attr, None), nn.Module):
+                    raise NotFaithful(f"line {node.lineno} of {code.co_qualname} reads a setting of {outer.attr}")
+    return found
 
 
 def _outside_libraries(frame: FrameType) -> bool:
