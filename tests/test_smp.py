@@ -231,3 +231,34 @@ def test_an_auxiliary_head_and_attention() -> None:
     masks, labels = patched(torch.randn(2, 3, 64, 64))
     assert masks.shape == (2, 3, 64, 64)
     assert labels.shape == (2, 2)
+
+
+@pytest.mark.parametrize("arch", ["Unet", "FPN", "UPerNet", "Segformer", "DeepLabV3Plus"])
+def test_compiles_and_exports_as_the_original_does(arch: str) -> None:
+    original = build(arch, "resnet18")
+    patched = upswap.patch(copy.deepcopy(original))
+    small, large = torch.randn(2, 3, 64, 64), torch.randn(3, 3, 96, 128)
+    torch._dynamo.reset()
+    compiled = torch.compile(patched, fullgraph=True, dynamic=True, backend="eager")
+    auto = torch.export.Dim.AUTO
+    exported = torch.export.export(patched, (small,), dynamic_shapes=({0: auto, 2: auto, 3: auto},)).module()
+    with torch.no_grad():
+        for image in (small, large):
+            checks.assert_close([compiled(image)], [original(image)], 1e-5)
+            checks.assert_close([exported(image)], [original(image)], 1e-5)
+
+
+@pytest.mark.parametrize("arch", ["Unet", "FPN", "UPerNet"])
+def test_autocast_and_channels_last(arch: str) -> None:
+    original = build(arch, "resnet18")
+    patched = upswap.patch(copy.deepcopy(original))
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        checks.assert_close([patched(image)], [original(image)], 5e-2)  # bfloat16 keeps 8 bits
+    image = image.to(memory_format=torch.channels_last)
+    original.to(memory_format=torch.channels_last)
+    patched.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        out, expected = patched(image), original(image)
+    checks.assert_close([out], [expected], 1e-5)
+    assert out.stride() == expected.stride()
