@@ -14,8 +14,6 @@ from torch import nn
 import upswap
 from upswap.flow import tensors_in
 
-Decision = tuple[str, str]
-
 
 def decisions(plan: upswap.Plan) -> dict[str, str]:
     """Site name -> kind, with `=> route` where the site is swapped."""
@@ -129,8 +127,8 @@ def _named_added(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def check_unpatch(original: nn.Module, patched: nn.Module, image: torch.Tensor) -> None:
-    """Undone on a copy: the original's classes, keys and attributes, and its output bit for bit."""
-    model = upswap.unpatch(copy.deepcopy(patched)).eval()
+    """Undone, which ends the use of `patched`: the original's classes, keys and attributes, its output bit for bit."""
+    model = upswap.unpatch(patched).eval()
     assert [type(m) for m in model.modules()] == [type(m) for m in original.modules()]
     assert [path for path, _ in model.named_modules()] == [path for path, _ in original.named_modules()]
     assert list(model.state_dict()) == list(original.state_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import pickle
 
 import pytest
@@ -231,9 +232,9 @@ MODELS = {
     Branch: {"root": "source"},
     Training: {"root": "source"},
     Loop: {"root:2": "source", "root:3": "source"},
-    Comprehension: {"root:0": "graph", "root:1": "graph"},
+    Comprehension: {"root:0": "source", "root:1": "source"},
     Filtered: {"root:0": "source", "root:1": "source"},
-    Alias: {"root:0": "graph", "root:1": "graph"},
+    Alias: {"root:0": "source", "root:1": "source"},
     Method: {"root": "source"},
     Private: {"root": "source"},
     Closure: {"root": "source"},
@@ -265,8 +266,8 @@ def test_idiom(cls: type[nn.Module]) -> None:
     checks.check_keys(original, patched)
     checks.check_training(original, patched, images[1])
     checks.check_learning(patched, images[1])
-    checks.check_unpatch(original, patched, images[0])
     checks.check_repatch(patched)
+    checks.check_unpatch(original, patched, images[0])
 
 
 @pytest.mark.parametrize("cls", [cls for cls in MODELS if cls is not Closure], ids=lambda cls: cls.__name__)
@@ -352,16 +353,9 @@ def test_another_mode_or_other_channels_at_run_time_is_an_error_that_names_the_s
             x = self.low(self.high(image))
             if again:
                 x = torch.cat([x, x], 1)
-            return F.interpolate(x, scale_factor=2, mode=self.mode) * self.last.weight.sum() @ torch.ones(1)
-
-    class Fine(Moody):
-        def forward(self, image, again=False):
-            x = self.low(self.high(image))
-            if again:
-                x = torch.cat([x, x], 1)
             return self.last(F.interpolate(x, scale_factor=2, mode=self.mode)[:, :8])
 
-    model = upswap.patch(build(Fine))
+    model = upswap.patch(build(Moody))
     x = torch.randn(1, 3, 16, 16)
     with pytest.raises(upswap.ShapeError, match=r"site root.*\(N, 8, H, W\).*\(1, 16, 8, 8\)"):
         model(x, again=True)
@@ -472,31 +466,315 @@ def test_a_plan_cannot_smuggle_code_in_a_name(cls: type[nn.Module], name: str) -
 
 
 class Setting(Base):
-    """A graph fixes the mode that it read from an attribute."""
-
-    mode = "nearest"
+    mode = "bilinear"
 
     def forward(self, image):
         high = self.high(image)
         return self.last(high + F.interpolate(self.low(high), size=high.shape[2:], mode=self.mode))
 
 
-class ChildSetting(Base):
+class NoneCompared(Base):
+    def pick(self, x, plain):
+        return self.last(x) if plain else self.last(-x)
+
+    def forward(self, image, skip=None):
+        return self.pick(F.interpolate(self.low(self.high(image)), scale_factor=2), skip is not None)
+
+
+class GradDecides(Base):
     def forward(self, image):
-        x = F.interpolate(self.low(self.high(image)), scale_factor=self.low.stride[0])
+        return self.last(F.interpolate(self.low(self.high(image)), scale_factor=2)) * float(torch.is_grad_enabled())
+
+
+class DropoutByName(Base):
+    def forward(self, image):
+        x = F.interpolate(self.low(self.high(image)), scale_factor=2)
+        return self.last(F.dropout(x, 0.5, getattr(self, "training")))  # noqa: B009
+
+
+class HelperDecides(Base):
+    def run(self, x):
+        if self.training:
+            return self.last(x)
+        return self.last(-x)
+
+    def forward(self, image):
+        return self.run(F.interpolate(self.low(self.high(image)), scale_factor=2))
+
+
+class HelperFreezes(Base):
+    @torch.no_grad()
+    def encode(self, image):
+        return self.low(self.high(image))
+
+    def forward(self, image):
+        return self.last(F.interpolate(self.encode(image), scale_factor=2))
+
+
+GAIN = {"gain": 1.0}
+
+
+class Global(Base):
+    def forward(self, image):
+        return self.last(F.interpolate(self.low(self.high(image)), scale_factor=2)) * GAIN["gain"]
+
+
+class PrivateSetting(Base):
+    def __init__(self):
+        super().__init__()
+        self.__k = 0.5
+
+    def forward(self, image):
+        return self.last(F.interpolate(self.low(self.high(image)), scale_factor=2)) * self.__k
+
+
+class Growing(Base):
+    def __init__(self):
+        super().__init__()
+        self.more = nn.ModuleList([nn.Conv2d(8, 8, 1)])
+
+    def forward(self, image):
+        x = F.interpolate(self.low(self.high(image)), scale_factor=2)
+        for module in self.more:
+            x = module(x)
         return self.last(x)
 
 
-def test_a_setting_that_was_changed_after_the_patch_is_an_error() -> None:
-    model = build(Setting)
-    model.mode = "bilinear"
-    upswap.patch(model)
-    assert upswap.plan_of(model).sites[0].route == "graph"
+class Random(Base):
+    def forward(self, image):
+        x = F.interpolate(self.low(self.high(image)), scale_factor=2)
+        return self.last(x + torch.rand(1))
+
+
+class MethodTwice(Base):
+    """The method of a feature pyramid: one expression, called for every level."""
+
+    def up(self, x, like):
+        return F.interpolate(x, size=like.shape[-2:], mode="nearest") + like
+
+    def forward(self, image):
+        high = self.high(image)
+        middle = self.low(high)
+        deep = self.low(middle)
+        return self.last(self.up(self.up(deep, middle), high))
+
+
+class Partial(Base):
+    def forward(self, image, on=True):
+        high = self.high(image)
+        up = functools.partial(F.interpolate, size=high.shape[-2:], mode="bilinear")
+        return self.last(up(self.low(high))) if on else high
+
+
+class OldNames(Base):
+    def forward(self, image, on=True):
+        x = self.low(self.high(image))
+        return self.last(F.upsample_bilinear(x, scale_factor=2)) if on else x
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        Setting,
+        NoneCompared,
+        GradDecides,
+        DropoutByName,
+        HelperDecides,
+        HelperFreezes,
+        Global,
+        PrivateSetting,
+        Growing,
+        Random,
+        MethodTwice,
+        Partial,
+        OldNames,
+    ],
+    ids=lambda cls: cls.__name__,
+)
+@pytest.mark.filterwarnings("ignore:`nn.functional.upsample")
+def test_what_a_trace_would_fix_goes_to_source(cls: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = build(cls)
+    patched = upswap.patch(copy.deepcopy(original))
+    assert {site.route for site in upswap.plan_of(patched).swapped} == {"source"}
+    for training in (False, True):
+        original.train(training)
+        patched.train(training)
+        for image in (torch.randn(1, 3, 16, 24), torch.randn(2, 3, 32, 32)):
+            for context in (torch.no_grad(), torch.enable_grad()):
+                with context:
+                    torch.manual_seed(0)
+                    expected = original(image)
+                    torch.manual_seed(0)
+                    got = patched(image)
+                assert (got - expected).abs().max() <= 1e-5 * max(expected.abs().max(), 1e-3)
+                assert got.requires_grad == expected.requires_grad
+    checks.check_learning(patched, torch.randn(2, 3, 16, 24))
+    if cls is Global:
+        monkeypatch.setitem(GAIN, "gain", 3.0)
+        checks.assert_close([patched(image)], [original(image)], 1e-5)
+    if cls is Growing:
+        extra = nn.Conv2d(8, 8, 1)
+        original.more.append(extra)
+        patched.more.append(extra)
+        checks.assert_close([patched(image)], [original(image)], 1e-5)
+    if cls is HelperFreezes:
+        patched.zero_grad()
+        patched(image).sum().backward()
+        assert patched.low.weight.grad is None
+    if cls is Setting:
+        patched.mode = "nearest"
+        with pytest.raises(upswap.ShapeError, match=r"site root.*mode='bilinear'.*mode='nearest'"):
+            patched(image)
+
+
+def test_a_method_called_twice_is_one_site_or_none() -> None:
+    model = upswap.patch(build(MethodTwice))
+    (site,) = upswap.plan_of(model).sites
+    assert (site.name, site.calls, list(upswap.upsamplers(model))) == ("root", 2, ["upsample"])
+
+    class OtherChannels(MethodTwice):
+        def __init__(self):
+            super().__init__()
+            self.narrow = nn.Conv2d(8, 4, 1)
+
+        def forward(self, image):
+            high = self.high(image)
+            middle = self.low(high)
+            x = self.up(self.low(middle), middle)
+            return self.last(torch.cat([self.up(self.narrow(x), self.narrow(high))] * 2, 1))
+
+    plan = upswap.inspect(build(OtherChannels))
+    assert plan.swapped == ()
+    assert "different numbers of channels" in plan.sites[0].reason
+
+
+def test_calls_that_one_upsampler_cannot_stand_for_are_kept() -> None:
+    class Modes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x, mode):
+            return self.conv(F.interpolate(x, scale_factor=2, mode=mode))
+
+    class Two(Base):
+        def __init__(self):
+            super().__init__()
+            self.block = Modes()
+
+        def forward(self, image):
+            x = self.block(F.max_pool2d(self.high(image), 4), "nearest")
+            return self.last(self.block(x, "bilinear"))
+
+    (site,) = upswap.inspect(build(Two)).sites
+    assert not site.swap
+    assert "several modes" in site.reason
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Upsample(scale_factor=1.7, mode="bilinear", recompute_scale_factor=True), "rounds its output size"),
+        (nn.Upsample(scale_factor=1.5, mode="area"), "rounds its output size"),
+        (nn.Upsample(size=(32, 32)), "fixed output size"),
+    ],
+)
+def test_layers_that_need_a_size_are_kept(layer: nn.Module, reason: str) -> None:
+    class WithLayer(Base):
+        def __init__(self):
+            super().__init__()
+            self.up = copy.deepcopy(layer)
+
+        def forward(self, image):
+            return self.last(self.up(self.low(self.high(image))))
+
+    (site,) = upswap.inspect(build(WithLayer), torch.randn(1, 3, 42, 42)).sites
+    assert not site.swap
+    assert reason in site.reason
+
+
+def test_antialias_is_kept() -> None:
+    class Antialias(Base):
+        def forward(self, image):
+            x = self.high(image)
+            return self.last(F.interpolate(x, scale_factor=2, mode="bilinear", antialias=True))
+
+    (site,) = upswap.inspect(build(Antialias)).sites
+    assert (site.kind, site.swap) == ("other", False)
+
+
+def test_a_forward_set_on_the_instance_is_kept() -> None:
+    model = build(Straight)
+    inner = model.forward
+    model.forward = lambda *args: inner(*args)
+    (site,) = upswap.inspect(model).sites
+    assert not site.swap
+    assert "set on the instance" in site.reason
+
+
+def test_a_register_of_subclasses_does_not_hear_of_the_rewriting() -> None:
+    heard = []
+
+    class Registered(Straight):
+        def __init_subclass__(cls, *, required: int) -> None:
+            heard.append(cls)
+
+    model = upswap.patch(build(Registered))
+    assert heard == []
+    assert isinstance(model, Registered)
+    assert issubclass(type(model), Registered)
+    assert type(upswap.unpatch(model)) is Registered
+
+
+def test_a_model_with_a_patched_part_is_refused_until_that_is_undone() -> None:
+    class Outer(Base):
+        def __init__(self):
+            super().__init__()
+            self.inner = Straight()
+
+        def forward(self, image):
+            return self.inner(image) + self.last(F.interpolate(self.low(self.high(image)), scale_factor=2))
+
+    model = build(Outer)
+    upswap.patch(model.inner)
+    with pytest.raises(upswap.OptionError, match="submodule inner is patched already"):
+        upswap.patch(model)
+    upswap.unpatch(model.inner)
+    assert list(upswap.upsamplers(upswap.patch(model))) == ["inner.upsample", "upsample"]
+
+
+def test_an_upsampler_of_ones_own_is_not_looked_into() -> None:
+    class Own(Base):
+        def __init__(self):
+            super().__init__()
+            self.mine = upswap.DySample(8, 2)
+
+        def forward(self, image):
+            high = self.high(image)
+            x = self.mine(self.low(high), size=(high.shape[2] + 1, high.shape[3] + 1))
+            return self.last(F.interpolate(x, scale_factor=2))
+
+    assert [site.name for site in upswap.inspect(build(Own)).sites] == ["root"]
+
+
+def test_unpatch_of_a_class_that_was_changed_since_says_so_and_changes_nothing() -> None:
+    model = upswap.patch(build(Buffered))
+    torch.nn.utils.parametrize.register_parametrization(model, "weight", nn.Softplus())
+    with pytest.raises(upswap.PlanError, match="was changed after the patch"):
+        upswap.unpatch(model)
+    assert list(upswap.upsamplers(model)) == ["upsample"]
     x = torch.randn(1, 3, 16, 16)
-    model(x)
-    for again in (model, copy.deepcopy(model)):
-        again.mode = "nearest"
-        with pytest.raises(upswap.RewriteError, match=r"Setting\.mode was 'bilinear'.*is 'nearest' now"):
-            again(x)
-    assert upswap.unpatch(model)(x).shape == (1, 2, 16, 16)
-    assert upswap.inspect(build(ChildSetting)).sites[0].route == "source"
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    torch.nn.utils.parametrize.remove_parametrizations(model, "weight")
+    assert type(upswap.unpatch(model)) is Buffered
+
+
+def test_hooks_with_keywords_of_a_replaced_layer_are_carried_over() -> None:
+    model = build(Layer)
+    seen = []
+    model.up.register_forward_hook(lambda module, args, kwargs, out: seen.append(kwargs), with_kwargs=True)
+    upswap.patch(model)
+    seen.clear()
+    model(torch.randn(1, 3, 16, 16))
+    assert seen == [{}]
+    assert model.up.scale_factor == 2

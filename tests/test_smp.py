@@ -30,9 +30,9 @@ EXPECTED = {
     "MAnet": UNET,
     "Linknet": {},
     "FPN": {
-        "decoder.p4": GRAPH,
-        "decoder.p3": GRAPH,
-        "decoder.p2": GRAPH,
+        "decoder.p4": FEATURE,
+        "decoder.p3": FEATURE,
+        "decoder.p2": FEATURE,
         "decoder.seg_blocks.0.block.0": FEATURE,
         "decoder.seg_blocks.0.block.1": FEATURE,
         "decoder.seg_blocks.0.block.2": FEATURE,
@@ -50,12 +50,12 @@ EXPECTED = {
     },
     "PAN": {
         "decoder.fpa:0": "context",
-        "decoder.fpa:1": "feature => graph",
-        "decoder.fpa:2": "feature => graph",
+        "decoder.fpa:1": FEATURE,
+        "decoder.fpa:2": FEATURE,
         "decoder.fpa:3": "gate",
         "decoder.gau3": "identity",
-        "decoder.gau2": GRAPH,
-        "decoder.gau1": GRAPH,
+        "decoder.gau2": FEATURE,
+        "decoder.gau1": FEATURE,
         "segmentation_head.1": "logits",
     },
     "UPerNet": {
@@ -162,8 +162,8 @@ def test_patched_model(arch: str, encoder: str) -> None:
     checks.check_keys(original, patched)
     checks.check_training(original, patched, batches[1])
     checks.check_learning(patched, batches[1])
-    checks.check_unpatch(original, patched, batches[0])
     checks.check_repatch(patched)
+    checks.check_unpatch(original, patched, batches[0])
 
 
 @pytest.mark.parametrize(("arch", "encoder"), NOTHING)
@@ -208,17 +208,15 @@ def test_every_variant(arch: str, style: str, dyscope: bool) -> None:
     checks.check_learning(patched, batches[1])
 
 
-@pytest.mark.parametrize("depth", [3, 4])
-@pytest.mark.parametrize("arch", ["Unet", "FPN", "UPerNet", "Segformer", "PAN"])
+@pytest.mark.parametrize(
+    ("arch", "depth"),
+    [("Unet", 3), ("Unet", 4), ("FPN", 4), ("UPerNet", 3), ("UPerNet", 4), ("Segformer", 4), ("PAN", 3), ("PAN", 4)],
+)
 def test_shallower_encoders(arch: str, depth: int) -> None:
     options: dict[str, object] = {"encoder_depth": depth}
     if arch == "Unet":
         options["decoder_channels"] = (64, 32, 16, 16)[:depth]
-    try:
-        original = build(arch, "resnet18", **options)
-        original(torch.randn(1, 3, 256, 256))
-    except (ValueError, IndexError, RuntimeError) as error:
-        pytest.skip(f"SMP does not build or run it: {error}")
+    original = build(arch, "resnet18", **options)
     patched = upswap.patch(copy.deepcopy(original))
     checks.check_step_0(original, patched, images("resnet18", arch))
 

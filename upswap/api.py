@@ -205,6 +205,11 @@ def _check_model(model: nn.Module) -> None:
         )
     if not isinstance(model, nn.Module):
         raise OptionError(f"expected a torch.nn.Module, got a {type(model).__name__}")
+    inside = None if rewrite.is_patched(model) else rewrite.patched_inside(model)
+    if inside is not None:
+        raise OptionError(
+            f"the submodule {inside} is patched already; upswap.unpatch it first, then patch the whole model"
+        )
     wrapped = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
     inner = wrapped.get(type(model).__name__)
     if inner is not None and hasattr(model, inner):

@@ -49,6 +49,7 @@ class Node:
     users: list[Node] = dataclasses.field(default_factory=list)
     from_input: bool = False
     learned: bool = False
+    parametric: bool = False
 
     def __post_init__(self) -> None:
         for node in self.inputs:
@@ -56,12 +57,14 @@ class Node:
         # A tensor of unknown origin may come from the input by a path the recorder cannot see (a custom autograd function).
         self.from_input = self.source in ("input", "unknown")
         self.learned = self.source == "unknown"
-        weighted = False
+        self.parametric = self.source == "parameter"
         for node in self.inputs:
             self.from_input |= node.from_input
             self.learned |= node.learned
-            weighted |= node.source == "parameter"
-        self.learned |= weighted and self.from_input
+            self.parametric |= node.parametric
+        # A weight may have been computed from parameters (scaled, standardised, low-rank) before it is used.
+        self.learned |= self.parametric and self.from_input
+        self.parametric &= not self.from_input
 
     def is_pooled(self) -> bool:
         """Whether this tensor's grid was made by an adaptive or global pooling, which gives one grid at every input size."""

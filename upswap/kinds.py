@@ -18,7 +18,7 @@ _PRODUCTS = frozenset({
 _SIGMOIDS = frozenset({
     "sigmoid", "sigmoid_", "hardsigmoid",
 })  # fmt: skip
-#: The modes a learned sampler has an equal of; antialias changes the kernel of bicubic.
+#: The modes a learned sampler has an equal of. Antialias changes what a smaller target is, and bicubic's kernel.
 MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
 
 
@@ -52,7 +52,7 @@ def kind_of(
         return "logits", "reaches the output with no convolution, linear or norm after it"
     if node.users and all(_gates(user, node) for user in node.users):
         return "gate", "every consumer is a multiplication or a sigmoid"
-    if mode not in MODES or (antialias and mode == "bicubic"):
+    if antialias or mode not in MODES:
         return "other", f"mode {mode!r}{' with antialias' if antialias else ''} has no sampling equivalent"
     return "feature", "a learned feature map, made larger"
 
@@ -61,12 +61,21 @@ def _gates(user: Node, node: Node) -> bool:
     """Whether a consumer makes the resized values weights of another map; a product with a number or a parameter does not."""
     if user.name in _SIGMOIDS:
         return True
-    return user.name in _PRODUCTS and any(other is not node and other.from_input for other in user.inputs)
+    others = [other for other in user.inputs if other is not node and other.from_input]
+    # A product with a sigmoid: the other one is the gate, and this one the feature.
+    return user.name in _PRODUCTS and bool(others) and not any(_is_weight(other) for other in others)
+
+
+def _is_weight(node: Node) -> bool:
+    """Whether values lie between 0 and 1 by the function that made them."""
+    while node.name in _CASTS and node.inputs:
+        node = node.inputs[0]
+    return node.name in _SIGMOIDS or node.name in ("softmax", "softmax_", "tanh", "hardsigmoid_")
 
 
 def _is_mask(node: Node) -> bool:
     """Whether the resized values are labels or a mask rather than features."""
-    if any(user.name in _COMPARISONS for user in node.users):
+    if node.users and all(user.name in _COMPARISONS for user in node.users):
         return True
     source = node.inputs[0] if node.inputs else None
     while source is not None:

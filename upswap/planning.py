@@ -83,10 +83,23 @@ def _problem(owner: nn.Module, path: str, site: Site, found: Survey) -> str | No
     if site.op == "module":
         if not path:
             return "the model is this one layer: there is nothing to hold its replacement"
-        return "an nn.Upsample with a fixed output size" if getattr(owner, "size", None) is not None else None
+        return _layer_problem(owner, site)
+    if "forward" in owner.__dict__:
+        return "its forward was set on the instance, and would hide a rewritten one"
     if isinstance(owner, _CONTAINERS):
         return f"its owner, a {type(owner).__name__}, runs whatever is put into it"
     return found.unlocated.get(site.name)
+
+
+def _layer_problem(layer: nn.Module, site: Site) -> str | None:
+    """Why an `nn.Upsample` cannot be replaced by an upsampler that is called with the input alone, or None."""
+    if getattr(layer, "size", None) is not None:
+        return "an nn.Upsample with a fixed output size"
+    factor = getattr(layer, "scale_factor", None)
+    factors = factor if isinstance(factor, tuple | list) else (factor,)
+    if site.sized_by == "size" and not all(float(value).is_integer() for value in factors if value is not None):
+        return f"an nn.Upsample by {factor} that rounds its output size first, and so has another ratio at every input size"
+    return None
 
 
 def _kept(site: Site, problem: str, strict: bool) -> Site:

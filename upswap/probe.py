@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from . import inputs as _inputs
+from .dysample import DySample
 from .errors import InputError, UpswapError
 from .flow import Flow, Node
 from .inputs import Inputs
@@ -34,8 +35,8 @@ from .preserve import preserved
 REAL_LIMIT = 3 * 192 * 192
 
 _SIGNATURE = inspect.signature(F.interpolate)
-# Files of torch that may stand between a model's code and the recorder.
-_INSIDE_TORCH = (F.__file__, sys.modules["torch.overrides"].__file__)
+# Files that may stand between a model's code and the recorder.
+_NOT_THE_MODEL = (F.__file__, sys.modules["torch.overrides"].__file__, __file__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Place:
     """Where in the owner's code a call stands: the functions from the owner's own down to the one with the call in it.
 
     `positions` are the (line, column, end line, end column) of the calls that lead there, one a function; `occurrence` counts
-    the runs of the call within one forward of the owner.
+    the runs of the call within one run of the owner's function.
     """
 
     codes: tuple[CodeType, ...]
@@ -61,7 +62,6 @@ class Call:
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     dtype: torch.dtype
-    device: torch.device
     kind: str = ""
     reason: str = ""
     pooled: bool = False
@@ -76,6 +76,7 @@ class Entry:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     runs: Counter[Any] = dataclasses.field(default_factory=Counter)
+    frames: list[FrameType] = dataclasses.field(default_factory=list)
     children: list[Any] = dataclasses.field(default_factory=list)
 
 
@@ -171,15 +172,18 @@ class _Recorder(TorchFunctionMode):
         bound = _SIGNATURE.bind(*args, **kwargs) if func is F.interpolate else None
         result = func(*args, **kwargs)
         node = self.flow.add_call(name, args, kwargs, result)
-        if bound is not None and node is not None:
+        # An upsampler's own resizing of its offsets is no call of the model.
+        if bound is not None and node is not None and not isinstance(self.stack[-1].module, DySample):
             bound.apply_defaults()
             self._seen.append((self._call(sys._getframe(1), dict(bound.arguments), result), node))
         return result
 
-    def _call(self, frame: FrameType | None, arguments: dict[str, Any], result: torch.Tensor) -> Call:
+    def _call(self, frame: FrameType, arguments: dict[str, Any], result: torch.Tensor) -> Call:
         source = arguments.pop("input")
-        owner, entry, codes, positions = self._owner(frame)
-        run = (codes[-1], positions[-1])
+        owner, entry, codes, positions, top = self._owner(frame)
+        # Kept until the owner's forward ends, so that no other frame gets the same id.
+        entry.frames.append(top)
+        run = (id(top), codes[-1], positions[-1])
         place = Place(codes, positions, entry.runs[run])
         entry.runs[run] += 1
         path = self.names[id(owner)]
@@ -194,26 +198,29 @@ class _Recorder(TorchFunctionMode):
             tuple(source.shape),
             tuple(result.shape),
             source.dtype,
-            source.device,
         )
 
-    def _owner(self, frame: FrameType | None) -> tuple[nn.Module, Entry, tuple[CodeType, ...], tuple[Any, ...]]:
-        """The module whose own code made the call, its entry on the stack, and the way from its code to the call."""
+    def _owner(
+        self, frame: FrameType
+    ) -> tuple[nn.Module, Entry, tuple[CodeType, ...], tuple[tuple[int | None, ...], ...], FrameType]:
+        """The module whose own code made the call, its entry on the stack, the way from its code to the call, its frame."""
         codes: list[CodeType] = []
-        positions: list[Any] = []
-        while frame is not None:
+        positions: list[tuple[int | None, ...]] = []
+        first: Any = None
+        while True:
             code = frame.f_code
-            if code.co_filename not in _INSIDE_TORCH:
+            if code.co_filename not in _NOT_THE_MODEL:
                 codes.insert(0, code)
                 positions.insert(0, _position(frame))
                 first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
                 if isinstance(first, nn.Module) and id(first) in self.names:
                     break
+            if frame.f_back is None:
+                first = self.stack[-1].module
+                break
             frame = frame.f_back
-        else:
-            first = self.stack[-1].module
         entry = next((e for e in reversed(self.stack) if e.module is first), self.stack[-1])
-        return first, entry, tuple(codes), tuple(positions)
+        return first, entry, tuple(codes), tuple(positions), frame
 
     def classified(self) -> list[Call]:
         """The calls with their kinds, once the run is over and everything downstream of them is known."""

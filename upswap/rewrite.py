@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 
 from .errors import PlanError
@@ -60,7 +60,9 @@ def by_owner(sites: Iterable[Site]) -> dict[str, list[Site]]:
 def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
     owner = model.get_submodule(site.owner)
     near = next(itertools.chain(owner.parameters(), model.parameters(), model.buffers()), None)
-    module = make_upsampler(site, plan.options, "cpu" if near is None else near.device)
+    # Under autocast the tensor at a site has another dtype than the weights around it.
+    dtype = near.dtype if near is not None and near.is_floating_point() else getattr(torch, site.dtype)
+    module = make_upsampler(site, plan.options).to(device=None if near is None else near.device, dtype=dtype)
     return module.train(owner.training)
 
 
@@ -68,7 +70,7 @@ def _replacing(model: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[],
     """Replace a module wherever it is registered, carrying over attributes and hooks that are not its class's own."""
     plain = type(old)().__dict__
     for name, value in old.__dict__.items():
-        if name not in plain or (name.endswith("_hooks") and value):
+        if name not in plain or "_hooks" in name or name in ("scale_factor", "size", "recompute_scale_factor"):
             new.__dict__[name] = value
     new.__dict__[_ORIGINAL] = old
 
@@ -129,7 +131,11 @@ def rewritten_class(original: type, record: Record, rewriting: Rewriting) -> typ
         "__reduce_ex__": _reduce,
         _RECORD: record,
     }
-    return types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(namespace))
+    # Given its base afterwards, so that a base that keeps a register of its subclasses does not hear of this one.
+    metaclass = type(original)
+    cls: type = metaclass(original.__name__, (nn.Module,), namespace)
+    cls.__bases__ = (original,)
+    return cls
 
 
 def _record_of(module: nn.Module) -> Record | None:
@@ -144,6 +150,11 @@ def is_patched(model: nn.Module) -> bool:
     return _PLAN in model.__dict__
 
 
+def patched_inside(model: nn.Module) -> str | None:
+    """The path of a submodule that was patched by itself, or None."""
+    return next((path for path, m in model.named_modules() if path and (_PLAN in m.__dict__ or _record_of(m))), None)
+
+
 def plan_of(model: nn.Module) -> Plan:
     """The Plan a patched model was patched with; `PlanError` where it was not."""
     if not is_patched(model):
@@ -153,6 +164,13 @@ def plan_of(model: nn.Module) -> Plan:
 
 def undo(model: nn.Module) -> None:
     """Give a patched model its classes, modules and state-dict keys back; trained weights of the host stay."""
+    for site in plan_of(model).swapped:
+        owner = model.get_submodule(site.owner)
+        if _record_of(owner) is None and _ORIGINAL not in owner.__dict__:
+            raise PlanError(
+                f"site {site.name}: the class of {site.owner or 'the model'} was changed after the patch, to "
+                f"{type(owner).__qualname__}; undo that first (parametrisations, sharding)"
+            )
     for module in list(model.modules()):
         record = _record_of(module)
         if record is not None:
@@ -198,5 +216,7 @@ def _pending(original: type, record: Mapping[str, Any]) -> Pending:
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    record: Record = vars(type(self))[_RECORD]
+    record = _record_of(self)
+    if record is None:  # a class made from the rewritten one later, by parametrisation or sharding
+        return cast(tuple[Any, ...], object.__reduce_ex__(self, protocol))
     return _pending, (type(self).__bases__[0], record.to_dict()), self.__getstate__()

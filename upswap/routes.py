@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
-import functools
 import keyword
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +21,8 @@ from .locate import method_of
 from .recompile import Replacement, recompile
 from .runtime import Target
 from .sites import Location, Site
-from .tracer import NotFaithful, trace
-
-_CHECK = "_upswap_check_settings"
+from .straight import NotFaithful
+from .tracer import trace
 
 
 class Rewriting(NamedTuple):
@@ -109,7 +107,7 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
         raise NotFaithful("the resize stands outside its forward")
     tensor = next(iter((*owner.parameters(), *owner.buffers())), None)
     device = "cpu" if tensor is None else tensor.device
-    graph, settings = trace(owner, forward, torch.device(device))
+    graph = trace(owner, forward, torch.device(device))
     nodes = [node for node in graph.nodes if node.op == "call_function" and node.target is F.interpolate]
     if len(nodes) != len(sites):
         raise NotFaithful(f"the graph has {len(nodes)} resize calls, the probe saw {len(sites)}")
@@ -117,24 +115,12 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
         if site.swap:
             _call_upsampler(graph, node, site)
     code = graph.python_code("self")
-    head, body = code.src.split("\n    ", 1)  # FX writes the arguments on a line of their own
-    namespace: dict[str, Any] = {**code.globals, _CHECK: functools.partial(check_settings, type(owner), settings)}
-    source = f"{head}\n    {_CHECK}(self)\n    {body}" if settings else code.src
-    exec(compile(source, f"<upswap graph of {type(owner).__qualname__}>", "exec"), namespace)  # noqa: S102 - written by FX
+    namespace: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, f"<upswap graph of {type(owner).__qualname__}>", "exec"), namespace)  # noqa: S102 - FX wrote it
     made: types.FunctionType = namespace["forward"]
     for attribute in ("__doc__", "__module__", "__qualname__", "__annotations__"):
         setattr(made, attribute, getattr(type(owner).forward, attribute))
     return made
-
-
-def check_settings(owner_class: type, settings: Mapping[str, Any], owner: nn.Module) -> None:
-    """Raise `RewriteError` if an attribute that a graph was made with has been changed since."""
-    for name, value in settings.items():
-        if getattr(owner, name) != value:
-            raise RewriteError(
-                f"{owner_class.__qualname__}.{name} was {value!r} when the model was patched, is {getattr(owner, name)!r} now; "
-                "unpatch the model and patch it again in this setting"
-            )
 
 
 def _call_upsampler(graph: fx.Graph, node: fx.Node, site: Site) -> None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from .errors import ShapeError
+from .errors import ShapeError, UpswapWarning
+
+#: The functions that resize, with the arguments their names imply.
+_IMPLIED: dict[Any, dict[str, Any]] = {
+    F.interpolate: {},
+    F.upsample: {},
+    F.upsample_nearest: {"mode": "nearest"},
+    F.upsample_bilinear: {"mode": "bilinear", "align_corners": True},
+}
 
 
 class Target(NamedTuple):
@@ -41,7 +52,18 @@ def resize(
     target = targets[occurrence] if occurrence < len(targets) else None
     if target is None:
         return original(*args, **kwargs)
-    return through(target, getattr(owner, target.child), *args, **kwargs)
+    if isinstance(original, functools.partial):
+        args, kwargs = (*original.args, *args), {**original.keywords, **kwargs}
+        original = original.func
+    if original not in _IMPLIED:
+        if not torch.compiler.is_compiling():
+            warnings.warn(
+                f"site {target.site}: the resize was called through {original!r}, which upswap does not know; the original ran",
+                UpswapWarning,
+                stacklevel=3,
+            )
+        return original(*args, **kwargs)
+    return through(target, getattr(owner, target.child), *args, **{**_IMPLIED[original], **kwargs})
 
 
 def through(

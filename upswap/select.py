@@ -59,7 +59,7 @@ def _why_kept(site: Site, options: Options) -> str | None:
         return f"excluded by {excluded!r}"
     if site.channels < 0:
         return "called with different numbers of channels, which one upsampler cannot take"
-    if site.mode not in MODES or (site.antialias and site.mode == "bicubic"):
+    if site.antialias or site.mode not in MODES:
         return f"mode {site.mode!r}{' with antialias' if site.antialias else ''} has no sampling equivalent"
     if min(site.scale) < 1:
         return "does not make its input larger at the example size"

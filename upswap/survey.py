@@ -103,6 +103,9 @@ def _site(
     kinds = sorted({_kind(other, None)[0] for other in calls})
     if len(kinds) > 1:
         kind, reason = "other", f"called for several purposes: {', '.join(kinds)}"
+    settings = {(c.arguments["mode"], bool(c.arguments["align_corners"]), c.arguments["antialias"]) for c in calls}
+    if len(settings) > 1:
+        kind, reason = "other", "called in several modes, which one upsampler cannot stand for"
     channels = {other.in_shape[1] for other in calls}
     arguments = shown.arguments
     by_scale = arguments["size"] is None and not arguments["recompute_scale_factor"] and arguments["mode"] != "area"

@@ -44,12 +44,11 @@ def upsampler_names() -> list[str]:
     return sorted(_FACTORIES)
 
 
-def make_upsampler(site: Site, options: Options, device: torch.device | str) -> nn.Module:
-    """The module for one site, on `device` and in the dtype the site's tensor had."""
+def make_upsampler(site: Site, options: Options) -> nn.Module:
+    """The module for one site; `OptionError` for a name that is not registered."""
     if options.upsampler not in _FACTORIES:
         raise OptionError(f"no upsampler named {options.upsampler!r}; registered are {', '.join(upsampler_names())}")
-    module = _FACTORIES[options.upsampler](site, options)
-    return module.to(device=device, dtype=getattr(torch, site.dtype))
+    return _FACTORIES[options.upsampler](site, options)
 
 
 def dysample_settings(site: Site, options: Options) -> tuple[dict[str, Any], list[str]]:
