@@ -86,6 +86,8 @@ def test_enlarged_changes_images_only() -> None:
         Inputs((torch.zeros(2, 3, 64, 33), torch.zeros(7), torch.zeros(1, 1, 8, 8, dtype=torch.int64)), {})
     )
     assert [tuple(t.shape) for t in bigger.tensors()] == [(2, 3, 96, 66), (7,), (1, 1, 8, 8)]
+    wider = enlarged(Inputs((torch.zeros(2, 3, 64, 96),), {}), height=False)
+    assert [tuple(t.shape) for t in wider.tensors()] == [(2, 3, 64, 128)]
 
 
 def test_map_tensors_keeps_structure() -> None:

@@ -115,20 +115,23 @@ def candidates(model: nn.Module, size: int | tuple[int, int] | None = None) -> I
         yield example_inputs_for(model, side)
 
 
-def enlarged(inputs: Inputs) -> Inputs:
-    """The same inputs with every image-like tensor (N, C, H, W) larger, and random.
+def enlarged(inputs: Inputs, *, height: bool = True) -> Inputs:
+    """The same inputs with every image-like tensor (N, C, H, W) larger, and random; wider only, where `height` is not set.
 
     Sides grow by half where that keeps multiples of 32, else by 32, and become twice as long where they were no multiples.
     """
 
+    def grown(side: int) -> int:
+        if side % 32:
+            return side * 2
+        return side * 3 // 2 if side % 64 == 0 else side + 32
+
     def larger(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dim() != 4 or not tensor.is_floating_point():
             return tensor
-        height, width = (
-            side * 3 // 2 if side % 64 == 0 else side + 32 if side % 32 == 0 else side * 2 for side in tensor.shape[-2:]
-        )
-        generator = torch.Generator().manual_seed(0)
-        image = torch.randn((*tensor.shape[:2], height, width), generator=generator)
+        old_height, old_width = tensor.shape[-2:]
+        shape = (*tensor.shape[:2], grown(old_height) if height else old_height, grown(old_width))
+        image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         return image.to(device=tensor.device, dtype=tensor.dtype)
 
     return inputs.map(larger)

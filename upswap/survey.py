@@ -41,7 +41,10 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
         first = first_that_runs(model, _inputs.candidates(model))
     else:
         first = first_that_runs(model, iter([_inputs.as_inputs(example_inputs)]))
-    second = _second(model, _inputs.enlarged(first.inputs)) if first.calls else None
+    second = None
+    if first.calls:
+        # Wider only, which costs less and shows as much; larger both ways for a model that takes square images only.
+        second = _second(model, first.inputs, height=False) or _second(model, first.inputs, height=True)
     sites, unlocated = _sites(model, first, second)
     return Survey(sites, unlocated, first.inputs, first.forwards)
 
@@ -53,9 +56,9 @@ def learned_upsampling(model: nn.Module) -> list[str]:
     ]
 
 
-def _second(model: nn.Module, inputs: Inputs) -> Observation | None:
+def _second(model: nn.Module, inputs: Inputs, *, height: bool) -> Observation | None:
     try:
-        return first_that_runs(model, iter([inputs]))
+        return first_that_runs(model, iter([_inputs.enlarged(inputs, height=height)]))
     except InputError:
         return None
 
