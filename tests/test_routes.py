@@ -778,3 +778,14 @@ def test_hooks_with_keywords_of_a_replaced_layer_are_carried_over() -> None:
     model(torch.randn(1, 3, 16, 16))
     assert seen == [{}]
     assert model.up.scale_factor == 2
+
+
+def test_a_class_with_a_memory_layout_of_its_own_is_an_error_and_the_model_is_as_it_was() -> None:
+    class Slots(Straight):
+        __slots__ = ("extra",)
+
+    model = build(Slots)
+    with pytest.raises(upswap.RewriteError, match="memory layout of its own.*exclude root"):
+        upswap.patch(model)
+    assert type(model) is Slots
+    assert list(model.state_dict()) == list(build(Slots).state_dict())

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .errors import PlanError
+from .errors import PlanError, RewriteError
 from .routes import Rewriting, child_of, rewrite_owner
 from .sites import Plan, Site, site_from_dict
 from .upsamplers import make_upsampler
@@ -134,7 +134,13 @@ def rewritten_class(original: type, record: Record, rewriting: Rewriting) -> typ
     # Given its base afterwards, so that a base that keeps a register of its subclasses does not hear of this one.
     metaclass = type(original)
     cls: type = metaclass(original.__name__, (nn.Module,), namespace)
-    cls.__bases__ = (original,)
+    try:
+        cls.__bases__ = (original,)
+    except TypeError as error:
+        names = ", ".join(site.name for site in record.sites if site.swap)
+        raise RewriteError(
+            f"{original.__qualname__} has a memory layout of its own ({error}), and cannot be subclassed in place; exclude {names}"
+        ) from error
     return cls
 
 
