@@ -785,7 +785,7 @@ def test_a_class_with_a_memory_layout_of_its_own_is_an_error_and_the_model_is_as
         __slots__ = ("extra",)
 
     model = build(Slots)
-    with pytest.raises(upswap.RewriteError, match="memory layout of its own.*exclude root"):
+    with pytest.raises(upswap.RewriteError, match=r"memory layout of its own.*exclude root"):
         upswap.patch(model)
     assert type(model) is Slots
     assert list(model.state_dict()) == list(build(Slots).state_dict())

@@ -139,7 +139,8 @@ def rewritten_class(original: type, record: Record, rewriting: Rewriting) -> typ
     except TypeError as error:
         names = ", ".join(site.name for site in record.sites if site.swap)
         raise RewriteError(
-            f"{original.__qualname__} has a memory layout of its own ({error}), and cannot be subclassed in place; exclude {names}"
+            f"{original.__qualname__} has a memory layout of its own and cannot be subclassed in place ({error}); "
+            f"exclude {names}"
         ) from error
     return cls
 
