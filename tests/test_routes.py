@@ -789,3 +789,18 @@ def test_a_class_with_a_memory_layout_of_its_own_is_an_error_and_the_model_is_as
         upswap.patch(model)
     assert type(model) is Slots
     assert list(model.state_dict()) == list(build(Slots).state_dict())
+
+
+def test_a_layer_that_a_plain_list_holds_too_is_kept() -> None:
+    class Listed(Base):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Upsample(scale_factor=2)
+            self.ups = [self.up]
+
+        def forward(self, image):
+            return self.last(self.ups[0](self.low(self.high(image))))
+
+    (site,) = upswap.inspect(build(Listed)).sites
+    assert not site.swap
+    assert "plain attribute ups" in site.reason

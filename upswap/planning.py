@@ -62,7 +62,7 @@ def _routed(
     owner = model.get_submodule(path)
     checked: list[Site] = []
     for site in sites:
-        problem = _problem(owner, path, site, found) if site.swap else None
+        problem = _problem(model, owner, path, site, found) if site.swap else None
         if problem is not None:
             checked.append(_kept(site, problem, strict))
         elif site.swap:
@@ -78,12 +78,12 @@ def _routed(
     return [dataclasses.replace(site, route=rewriting.route) if site.swap else site for site in checked], rewriting
 
 
-def _problem(owner: nn.Module, path: str, site: Site, found: Survey) -> str | None:
+def _problem(model: nn.Module, owner: nn.Module, path: str, site: Site, found: Survey) -> str | None:
     """Why a site cannot be rewritten whatever the route, or None."""
     if site.op == "module":
         if not path:
             return "the model is this one layer: there is nothing to hold its replacement"
-        return _layer_problem(owner, site)
+        return _layer_problem(model, owner, site)
     if "forward" in owner.__dict__:
         return "its forward was set on the instance, and would hide a rewritten one"
     if isinstance(owner, _CONTAINERS):
@@ -91,8 +91,13 @@ def _problem(owner: nn.Module, path: str, site: Site, found: Survey) -> str | No
     return found.unlocated.get(site.name)
 
 
-def _layer_problem(layer: nn.Module, site: Site) -> str | None:
+def _layer_problem(model: nn.Module, layer: nn.Module, site: Site) -> str | None:
     """Why an `nn.Upsample` cannot be replaced by an upsampler that is called with the input alone, or None."""
+    for holder in model.modules():
+        for name, value in holder.__dict__.items():
+            items = value if isinstance(value, list | tuple) else value.values() if type(value) is dict else ()
+            if not name.startswith("_") and any(item is layer for item in items):
+                return f"it is also held in the plain attribute {name}, which would go on using the old layer"
     if getattr(layer, "size", None) is not None:
         return "an nn.Upsample with a fixed output size"
     factor = getattr(layer, "scale_factor", None)
