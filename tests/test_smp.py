@@ -129,13 +129,14 @@ def images(encoder: str, arch: str) -> list[torch.Tensor]:
     torch.manual_seed(1)
     side = FIXED.get(encoder)
     if side:
-        return [torch.randn(1, 3, side, side), torch.randn(2, 3, side, side)]
+        return [torch.randn(batch, 3, side, side) for batch in (1, 2, 3)]
     # PAN's attention pools its map three times; the odd sizes are for models that take them, the others refuse alike.
     small = 256 if arch == "PAN" else 64
     return [
         torch.randn(1, 3, small, small),
         torch.randn(2 if arch == "PAN" else 3, 3, small, small + 32),
         torch.randn(1, 3, small + 33, small + 17),
+        torch.randn(3, 3, small, small),
     ]
 
 
