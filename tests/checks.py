@@ -1,18 +1,33 @@
-"""The checks every patched model has to pass, whatever library it comes from."""
+"""The checks every patched model has to pass, whatever library it comes from.
+
+What a model is run on is a tensor, or `(args, kwargs)`; what it gives may be anything with tensors in it. `Run` has the checks
+for a `zoos.case.Case`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
+import functools
+import importlib
+import inspect
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import upswap
 from upswap.flow import tensors_in
+from upswap.inputs import map_tensors
+from zoos.case import Arguments, Case
+
+Given = torch.Tensor | Arguments
 
 
 def decisions(plan: upswap.Plan) -> dict[str, str]:
@@ -20,95 +35,197 @@ def decisions(plan: upswap.Plan) -> dict[str, str]:
     return {site.name: f"{site.kind} => {site.route}" if site.swap else site.kind for site in plan.sites}
 
 
-def outputs(model: nn.Module, *args: Any) -> list[torch.Tensor]:
-    """Every tensor a model returns."""
-    return list(tensors_in(model(*args)))
+def arguments(given: Given) -> Arguments:
+    """A copy of what a model is run on, which it may write to."""
+    pair = ((given,), {}) if isinstance(given, torch.Tensor) else given
+    return map_tensors(pair, torch.clone)
+
+
+def outputs(model: nn.Module, given: Given, seed: int = 0) -> list[torch.Tensor]:
+    """Every tensor a model returns, from the same random state each time."""
+    args, kwargs = arguments(given)
+    torch.manual_seed(seed)
+    return list(tensors_in(model(*args, **kwargs)))
 
 
 def assert_close(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float) -> None:
-    """Equality relative to the largest value of each expected tensor."""
+    """Equality: of floats relative to the largest value of each expected tensor, of anything else exactly."""
     assert len(got) == len(expected) > 0
-    for new, old in zip(got, expected, strict=True):
-        assert new.shape == old.shape
+    assert any(old.numel() for old in expected), "only empty tensors to compare"
+    for index, (new, old) in enumerate(zip(got, expected, strict=True)):
+        assert new.shape == old.shape, f"output {index}: {tuple(new.shape)} instead of {tuple(old.shape)}"
         assert new.dtype == old.dtype
-        scale = old.abs().max().item()
-        assert (new - old).abs().max().item() <= tolerance * scale, (
-            f"{(new - old).abs().max().item() / scale:.2e} relative"
-        )
+        if not old.numel() or torch.equal(new, old):
+            continue
+        assert old.is_floating_point(), f"output {index}, of {old.dtype}, has other values"
+        finite = old.isfinite()
+        assert torch.equal(finite, new.isfinite()), f"output {index}: infinities or NaNs in other places"
+        assert torch.equal(new[~finite].nan_to_num(), old[~finite].nan_to_num())
+        if finite.any():
+            difference, scale = (new - old)[finite].abs().max().item(), old[finite].abs().max().item()
+            assert difference <= tolerance * scale, f"output {index}: {difference / scale:.2e} relative"
 
 
-def check_step_0(
-    original: nn.Module, patched: nn.Module, images: Sequence[torch.Tensor], tolerance: float = 1e-5
+def assert_equal(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
+    """Equality bit for bit, NaNs included."""
+    assert len(got) == len(expected) > 0
+    for index, (new, old) in enumerate(zip(got, expected, strict=True)):
+        assert new.shape == old.shape, f"output {index}: {tuple(new.shape)} instead of {tuple(old.shape)}"
+        assert new.dtype == old.dtype
+        same = torch.equal(new, old) or torch.equal(new.nan_to_num(), old.nan_to_num())
+        assert same, f"output {index} differs by up to {(new.double() - old.double()).abs().max().item():.2e}"
+
+
+def evaluated(model: nn.Module, batches: Sequence[Given], must_run: int = 1) -> list[list[torch.Tensor] | Exception]:
+    """What a model gives in eval mode for each batch, or its refusal; so many of the first batches have to be taken."""
+    results: list[list[torch.Tensor] | Exception] = []
+    model.eval()
+    with torch.no_grad():
+        for number, given in enumerate(batches):
+            try:
+                results.append(outputs(model, given))
+            except Exception as error:
+                if number < must_run:
+                    raise
+                results.append(error)
+    return results
+
+
+def assert_as_evaluated(
+    patched: nn.Module,
+    batches: Sequence[Given],
+    expected: Sequence[list[torch.Tensor] | Exception],
+    compare: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], None],
 ) -> None:
-    """Equal outputs in eval mode on each batch; a batch the original refuses is refused by both in the same words."""
-    original.eval()
+    """What the original gave on each batch; what it refused is refused in the same words."""
     patched.eval()
     with torch.no_grad():
-        for image in images:
-            try:
-                expected = outputs(original, image)
-            except RuntimeError as error:
-                with pytest.raises(RuntimeError, match=re.escape(str(error))):
-                    outputs(patched, image)
+        for given, result in zip(batches, expected, strict=True):
+            if isinstance(result, Exception):
+                with pytest.raises(type(result), match=re.escape(str(result))):
+                    outputs(patched, given)
             else:
-                assert_close(outputs(patched, image), expected, tolerance)
+                compare(outputs(patched, given), result)
 
 
-def check_training(original: nn.Module, patched: nn.Module, image: torch.Tensor) -> None:
-    """In train mode, from the same seed: equal outputs, and in float64 equal gradients of the input and of every host weight."""
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-9)):
-        results = []
-        for model in (copy.deepcopy(original), copy.deepcopy(patched)):
-            model.to(dtype).train()
-            x = image.to(dtype, copy=True).requires_grad_()
-            torch.manual_seed(0)
-            out = outputs(model, x)
-            generator = torch.Generator().manual_seed(1)
-            sum(
-                (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(dtype)).sum() for o in out
-            ).backward()
-            gradients = {name: p.grad for name, p in model.named_parameters()}
-            buffers = dict(model.named_buffers())
-            results.append((out, x.grad, gradients, buffers))
-        (old, old_x, old_gradients, old_buffers), (new, new_x, new_gradients, new_buffers) = results
-        assert_close(new, old, tolerance)
-        if dtype == torch.float64:
-            assert_close([new_x], [old_x], 1e-7)
-            largest = max(g.abs().max().item() for g in old_gradients.values() if g is not None)
-            for name, gradient in old_gradients.items():
-                assert (gradient is None) == (new_gradients[name] is None), name
-                if gradient is not None:
-                    assert (new_gradients[name] - gradient).abs().max().item() <= 1e-7 * largest, name
-            for name, buffer in old_buffers.items():
-                assert torch.allclose(new_buffers[name].double(), buffer.double(), rtol=1e-9, atol=1e-12), name
+def check_step_0(original: nn.Module, patched: nn.Module, batches: Sequence[Given], tolerance: float = 1e-5) -> None:
+    """Equal outputs in eval mode on each batch; one the original refuses is refused by both in the same words."""
+    compare = functools.partial(assert_close, tolerance=tolerance)
+    assert_as_evaluated(patched, batches, evaluated(original, batches), compare)
+
+
+def check_training(original: nn.Module, patched: nn.Module, given: Given, tolerance: float = 1e-5) -> None:
+    """In train mode, from the same seed: equal outputs, and in float64 equal gradients of the input and of every host weight.
+
+    Gradients are compared in float32, and less sharply, for a model that does not run in float64.
+    """
+    assert_close(*(_trained(model, given, torch.float32).outputs for model in (patched, original)), tolerance)
+    try:
+        old = _trained(original, given, torch.float64, backward=True)
+        tolerance, sharp = 1e-9, 1e-7
+    except RuntimeError:
+        old = _trained(original, given, torch.float32, backward=True)
+        sharp = 1e-3
+    new = _trained(patched, given, old.dtype, backward=True)
+    assert_close(new.outputs, old.outputs, tolerance)
+    assert [g is None for g in new.inputs] == [g is None for g in old.inputs]
+    present = [pair for pair in zip(new.inputs, old.inputs, strict=True) if pair[1] is not None]
+    if present:
+        assert_close(*zip(*present, strict=True), sharp)
+    largest = max(gradient.abs().max().item() for gradient in old.weights.values() if gradient is not None)
+    for name, gradient in old.weights.items():
+        assert (gradient is None) == (new.weights[name] is None), name
+        if gradient is not None:
+            difference = (new.weights[name] - gradient).abs().max().item()
+            assert difference <= sharp * largest, f"gradient of {name}: {difference / largest:.2e} of the largest"
+    relative = 1e-9 if old.dtype == torch.float64 else 1e-4
+    for name, buffer in old.buffers.items():
+        close = torch.allclose(new.buffers[name].double(), buffer.double(), rtol=relative, atol=relative * 1e-3)
+        assert close, f"buffer {name}"
+
+
+@dataclasses.dataclass
+class _Trained:
+    """What one run in train mode gave: outputs, gradients of the inputs and of the parameters, buffers after it."""
+
+    dtype: torch.dtype
+    outputs: list[torch.Tensor]
+    inputs: list[torch.Tensor | None]
+    weights: dict[str, torch.Tensor | None]
+    buffers: dict[str, torch.Tensor]
+
+
+def _trained(model: nn.Module, given: Given, dtype: torch.dtype, backward: bool = False) -> _Trained:
+    model = copy.deepcopy(model).to(dtype).train()
+    leaves: list[torch.Tensor] = []
+
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if tensor.is_floating_point() and tensor.dim() >= 3:
+            leaves.append(tensor.clone().requires_grad_())
+            return leaves[-1]
+        return tensor
+
+    with default_dtype(dtype):
+        found = outputs(model, map_tensors(arguments(given), leaf))
+        if backward:
+            loss_of(found).backward()
+    return _Trained(
+        dtype,
+        [tensor.detach() for tensor in found],
+        [tensor.grad for tensor in leaves],
+        {name: parameter.grad for name, parameter in model.named_parameters()},
+        dict(model.named_buffers()),
+    )
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, tensors that a model makes without naming a dtype have this one."""
+    outside = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(outside)
+
+
+def loss_of(found: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of a model's losses where single numbers are all it gives, else its outputs weighted at random."""
+    trained = [tensor for tensor in found if tensor.requires_grad]
+    assert trained, "no output depends on a parameter"
+    if all(tensor.numel() == 1 for tensor in trained):
+        return sum(tensor.sum() for tensor in trained)
+    generator = torch.Generator().manual_seed(1)
+    return sum((t * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)).sum() for t in trained)
 
 
 def check_keys(original: nn.Module, patched: nn.Module) -> None:
     """Every original key with its shape; a checkpoint of the original misses the upsamplers' keys and nothing else."""
     old, new = original.state_dict(), patched.state_dict()
     assert list(old) == [key for key in new if key in old]
-    assert all(old[key].shape == new[key].shape for key in old)
-    added = {f"{path}.{key}" for path, module in upswap.upsamplers(patched).items() for key in module.state_dict()}
+    assert all(getattr(old[key], "shape", None) == getattr(new[key], "shape", None) for key in old)
+    made = {id(module) for module in upswap.upsamplers(patched).values()}
+    everywhere = [(path, m) for path, m in patched.named_modules(remove_duplicate=False) if id(m) in made]
+    added = {f"{path}.{key}" for path, module in everywhere for key in module.state_dict()}
     assert set(new) - set(old) == added
-    clone = copy.deepcopy(patched)
-    result = clone.load_state_dict(dict(old), strict=False)
+    result = patched.load_state_dict(dict(old), strict=False)  # they have the same values
     assert set(result.missing_keys) == added
     assert result.unexpected_keys == []
 
 
 def check_learning(
-    patched: nn.Module, image: torch.Tensor, loss: Callable[[Sequence[torch.Tensor]], torch.Tensor] | None = None
+    patched: nn.Module,
+    given: Given,
+    loss: Callable[[Sequence[torch.Tensor]], torch.Tensor] | None = None,
+    train: bool = True,
 ) -> None:
     """One optimiser step moves every parameter of every upsampler."""
-    model = copy.deepcopy(patched).train()
+    model = copy.deepcopy(patched).train(train)
     before = [parameter.detach().clone() for parameter in upswap.parameters(model)]
     assert before
     optimiser = torch.optim.SGD(upswap.param_groups(model, lr=1.0))
-    torch.manual_seed(0)
-    out = outputs(model, image)
-    generator = torch.Generator().manual_seed(1)
-    value = loss(out) if loss else sum((o * torch.randn(o.shape, generator=generator)).sum() for o in out)
-    value.backward()
+    (loss or loss_of)(outputs(model, given)).backward()
     optimiser.step()
     still = [
         name
@@ -126,7 +243,7 @@ def _named_added(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     ]
 
 
-def check_unpatch(original: nn.Module, patched: nn.Module, image: torch.Tensor) -> None:
+def check_unpatch(original: nn.Module, patched: nn.Module, given: Given) -> None:
     """Undone, which ends the use of `patched`: the original's classes, keys and attributes, its output bit for bit."""
     model = upswap.unpatch(patched).eval()
     assert [type(m) for m in model.modules()] == [type(m) for m in original.modules()]
@@ -135,8 +252,7 @@ def check_unpatch(original: nn.Module, patched: nn.Module, image: torch.Tensor) 
     assert set(model.__dict__) == set(original.__dict__)
     original.eval()
     with torch.no_grad():
-        for new, old in zip(outputs(model, image), outputs(original, image), strict=True):
-            assert torch.equal(new, old)
+        assert_equal(outputs(model, given), outputs(original, given))
 
 
 def check_repatch(patched: nn.Module) -> None:
@@ -148,3 +264,256 @@ def check_repatch(patched: nn.Module) -> None:
     assert list(patched.state_dict()) == keys
     assert upswap.plan_of(patched) == plan
     assert [type(module) for module in patched.modules()] == classes
+
+
+# Stand-ins: the original resize where an upsampler would be ------------------------------------------------------------------
+
+
+class StandIn(nn.Module):
+    """`F.interpolate` as a site calls it, in an upsampler's place."""
+
+    def __init__(self, site: upswap.Site) -> None:
+        super().__init__()
+        self.mode, self.scale = site.mode, site.scale
+        self.align_corners = site.align_corners if site.mode in ("bilinear", "bicubic") else None
+
+    def forward(self, x: torch.Tensor, size: Any = None, scale_factor: Any = None) -> torch.Tensor:
+        if size is None and scale_factor is None:
+            scale_factor = self.scale
+        return F.interpolate(x, size, scale_factor, self.mode, self.align_corners)
+
+
+@upswap.register_upsampler("stand-in")
+def _stand_in(site: upswap.Site, options: object) -> nn.Module:
+    return StandIn(site)
+
+
+def with_stand_ins(model: nn.Module, plan: upswap.Plan) -> nn.Module:
+    """The model, patched by `plan` but with stand-ins for upsamplers."""
+    options = dataclasses.replace(plan.options, upsampler="stand-in")
+    return upswap.patch(model, plan=dataclasses.replace(plan, options=options))
+
+
+# Graphs: what was traced once has to hold for whatever the owner is called with ------------------------------------------------
+
+
+def check_graph_owners(original: nn.Module, stand_in: nn.Module, given: Given) -> int:
+    """Owners that take the graph route, alone, on arguments they were not traced with: equal bit for bit, or both raise.
+
+    The arguments are those of a run of the model, in other sizes and batches, in train mode, with each flag the other way.
+    Gives the number of variants compared.
+    """
+    plan = upswap.plan_of(stand_in)
+    owners = dict.fromkeys(site.owner for site in plan.swapped if site.route == "graph")
+    seen = _calls_of(original.eval(), owners, given)
+    compared = 0
+    for path, call in seen.items():
+        pair = [copy.deepcopy(model.get_submodule(path)) for model in (original, stand_in)]
+        for what, (args, kwargs), training in _variants(pair[0], call):
+            results: list[Any] = []
+            for owner in pair:
+                owner.train(training)
+                try:
+                    with torch.no_grad():
+                        results.append(outputs(owner, (args, kwargs)))
+                except Exception as error:  # noqa: BLE001 - either owner may refuse what neither was made for
+                    results.append(error)
+            old, new = results
+            if isinstance(old, Exception):
+                assert isinstance(new, Exception), (
+                    f"{path or 'root'}, {what}: the original raises {old!r}, the graph runs"
+                )
+            else:
+                assert not isinstance(new, Exception), f"{path or 'root'}, {what}: the graph raises {new!r}"
+                try:
+                    assert_equal(new, old)
+                except AssertionError as error:
+                    raise AssertionError(f"{path or 'root'}, {what}: {error}") from error
+                compared += 1
+    return compared
+
+
+def _calls_of(model: nn.Module, owners: Sequence[str], given: Given) -> dict[str, Arguments]:
+    """The arguments of the first call of each owner in a run of the model."""
+    seen: dict[str, Arguments] = {}
+
+    def record(path: str, args: Any, kwargs: Any) -> None:
+        seen.setdefault(path, map_tensors((args, kwargs), torch.clone))
+
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(
+            lambda _, args, kwargs, path=path: record(path, args, kwargs), with_kwargs=True
+        )
+        for path in owners
+    ]
+    try:
+        with torch.no_grad():
+            outputs(model, given)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _variants(owner: nn.Module, call: Arguments) -> Iterator[tuple[str, Arguments, bool]]:
+    """A call as it was and changed one thing at a time, each with whether the owner is in train mode."""
+    yield "as it was", call, False
+    yield "in train mode", call, True
+    for height, width in ((2, 2), (2, 3), (3, 1)):
+        yield f"{height} times as high and {width} times as wide", _resized(call, height, width), False
+    batch = next((len(t) for t in tensors_in(call) if t.dim() > 1), 0)
+    for other in (1, 3):
+        yield f"a batch of {other}", map_tensors(call, lambda t, other=other: _rebatched(t, batch, other)), other == 3
+    bound = inspect.signature(owner.forward).bind(*call[0], **call[1])
+    bound.apply_defaults()
+    for name, value in bound.arguments.items():
+        if isinstance(value, bool):
+            flipped = inspect.BoundArguments(bound.signature, {**bound.arguments, name: not value})
+            yield f"{name}={not value}", (flipped.args, flipped.kwargs), False
+
+
+def _rebatched(tensor: torch.Tensor, batch: int, other: int) -> torch.Tensor:
+    if tensor.dim() == 0 or len(tensor) != batch:
+        return tensor
+    return tensor[[index % batch for index in range(other)]]
+
+
+def _resized(value: Any, height: int, width: int) -> Any:
+    """Every map of (.., H, W), and every size of two whole numbers, so many times as high and wide."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() < 4:
+            return value
+        return value.repeat(*[1] * (value.dim() - 2), height, width)
+    if isinstance(value, tuple | list) and len(value) == 2 and all(type(side) is int for side in value):
+        return type(value)((value[0] * height, value[1] * width))
+    if type(value) in (tuple, list):
+        return type(value)(_resized(item, height, width) for item in value)
+    if isinstance(value, dict):
+        return {key: _resized(item, height, width) for key, item in value.items()}
+    return value
+
+
+# All of it for a case of a zoo ------------------------------------------------------------------------------------------------
+
+#: The zoos, with the library of each, in the order they are reported.
+ZOOS = {
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "smp": "segmentation_models_pytorch",
+    "transformers": "transformers",
+    "ultralytics": "ultralytics",
+    "monai": "monai",
+}
+
+
+def cases_of(zoo: str) -> list[Case]:
+    """Every case of a zoo, those of the DySample paper's hosts last. No model is built."""
+    module = importlib.import_module(f"zoos.{zoo}_zoo")
+    return [*module.CASES, *getattr(module, "PAPER_CASES", ())]
+
+
+class Run:
+    """A case, built once, with its checks by name; the last ends the use of the patched model.
+
+    run = Run(case)
+    for name, check in run.checks().items():
+        check()
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        with quiet():
+            self.original = case.build()
+            self.patched: nn.Module | None = copy.deepcopy(self.original)
+            given = None if case.inferred else self._given(case.inputs(self.original, 0))
+            try:
+                upswap.patch(self.patched, given, **case.options)
+                self.plan = upswap.plan_of(self.patched)
+            except upswap.NothingToSwapError:
+                self.patched = None
+                self.plan = upswap.inspect(self.original, given, **case.options)
+            self.batches = [case.inputs(self.original, number) for number in range(case.count)]
+
+    @staticmethod
+    def _given(pair: Arguments) -> Any:
+        return (pair[0], pair[1])
+
+    @functools.cached_property
+    def stand_in(self) -> nn.Module:
+        """The original with stand-ins for upsamplers."""
+        return with_stand_ins(copy.deepcopy(self.original), self.plan)
+
+    def checks(self) -> dict[str, Callable[[], Any]]:
+        """Name -> check; only the sites are there to check where nothing is swapped."""
+        named: dict[str, Callable[[], Any]] = {"sites": self.sites}
+        if self.patched is not None:
+            named |= {
+                "step 0": self.step_0,
+                "stand-ins": self.stand_ins,
+                "graphs": lambda: check_graph_owners(self.original, self.stand_in, self.batches[0]),
+                "keys": lambda: check_keys(self.original, self.patched),
+                "training": self.training,
+                "learning": self.learning,
+                "unpatch": lambda: check_unpatch(self.original, self.patched, self.batches[0]),
+            }
+        return {name: quietly(check) for name, check in named.items()}
+
+    def sites(self) -> None:
+        """Every site as written down for the case, and a plan that JSON gives back."""
+        if self.case.expected is not None:
+            found, expected = decisions(self.plan), dict(self.case.expected)
+            wrong = [
+                f"{name}: {found.get(name, 'not found')}, expected {expected.get(name, 'nothing')}"
+                for name in {**expected, **found}
+                if found.get(name) != expected.get(name)
+            ]
+            assert not wrong, "; ".join(wrong)
+        assert upswap.Plan.from_json(self.plan.to_json()) == self.plan
+
+    @functools.cached_property
+    def expected(self) -> list[list[torch.Tensor] | Exception]:
+        """What the original gives for each batch; the first two have to run."""
+        return evaluated(self.original, self.batches, must_run=min(2, len(self.batches)))
+
+    def step_0(self) -> None:
+        """Equal outputs in eval mode."""
+        compare = functools.partial(assert_close, tolerance=self.case.tolerance)
+        assert_as_evaluated(self.patched, self.batches, self.expected, compare)
+
+    def stand_ins(self) -> None:
+        """With the original resize in every upsampler's place: the same keys, and the same outputs bit for bit."""
+        leaves = [m for top in upswap.upsamplers(self.stand_in).values() for m in top.modules() if not [*m.children()]]
+        assert all(isinstance(leaf, StandIn) for leaf in leaves)
+        assert list(self.stand_in.state_dict()) == list(self.original.state_dict())
+        assert_as_evaluated(self.stand_in, self.batches, self.expected, assert_equal)
+
+    def training(self) -> None:
+        """As `check_training`, for a case that can be trained."""
+        if self.case.training is not None:
+            check_training(self.original, self.patched, self.case.training(self.original), self.case.tolerance)
+
+    def learning(self) -> None:
+        """As `check_learning`; in eval mode for a case that cannot be trained."""
+        if self.case.training is None:
+            check_learning(self.patched, self.batches[0], train=False)
+        else:
+            check_learning(self.patched, self.case.training(self.original))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, what libraries warn of does not matter; what upswap warns of is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", upswap.UpswapWarning)
+        yield
+
+
+def quietly(check: Callable[[], Any]) -> Callable[[], Any]:
+    """The check, run inside `quiet`."""
+
+    def run() -> Any:
+        with quiet():
+            return check()
+
+    return run

@@ -104,8 +104,16 @@ def test_large_inputs_and_missing_weights_are_probed_without_computing() -> None
 def test_ratio_that_follows_the_input() -> None:
     fixed = survey(Net(lambda net, image, x: net.last(F.interpolate(halve(x), size=x.shape[-2:])))).sites[0]
     assert (fixed.fixed_ratio, fixed.scale, fixed.sized_by) == (True, (2.0, 2.0), "size")
-    follows = survey(Net(lambda net, image, x: net.last(F.interpolate(x, size=(200, 300))))).sites[0]
+    follows = survey(
+        Net(lambda net, image, x: net.last(F.interpolate(x, size=(x.shape[2] + 8, 2 * x.shape[3] - 8))))
+    ).sites[0]
     assert (follows.fixed_ratio, follows.kind) == (False, "feature")
+
+
+def test_a_target_of_one_size_is_context() -> None:
+    (site,) = survey(Net(lambda net, image, x: net.last(F.interpolate(x, size=(200, 300))))).sites
+    assert (site.fixed_ratio, site.kind) == (False, "context")
+    assert "its target is 200x300 at every input size" in site.reason
 
 
 def test_names_number_the_calls_of_one_owner() -> None:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import pickle
+import re
 
 import pytest
 import torch
@@ -345,7 +346,7 @@ def test_foreign_attributes_and_hooks_of_a_replaced_layer_are_carried_over() -> 
     assert seen == [1]
 
 
-def test_another_mode_or_other_channels_at_run_time_is_an_error_that_names_the_site() -> None:
+def test_another_mode_or_other_channels_at_run_time_run_the_original_and_say_so() -> None:
     class Moody(Base):
         mode = "nearest"
 
@@ -355,13 +356,13 @@ def test_another_mode_or_other_channels_at_run_time_is_an_error_that_names_the_s
                 x = torch.cat([x, x], 1)
             return self.last(F.interpolate(x, scale_factor=2, mode=self.mode)[:, :8])
 
-    model = upswap.patch(build(Moody))
+    original, model = build(Moody), upswap.patch(build(Moody))
     x = torch.randn(1, 3, 16, 16)
-    with pytest.raises(upswap.ShapeError, match=r"site root.*\(N, 8, H, W\).*\(1, 16, 8, 8\)"):
-        model(x, again=True)
-    model.mode = "bilinear"
-    with pytest.raises(upswap.ShapeError, match=r"site root.*mode='nearest'.*mode='bilinear'"):
-        model(x)
+    with pytest.warns(upswap.UpswapWarning, match=r"site root.*\(N, 8, H, W\).*\(1, 16, 8, 8\).*the original ran"):
+        assert torch.equal(model(x, again=True), original(x, again=True))
+    original.mode = model.mode = "bilinear"
+    with pytest.warns(upswap.UpswapWarning, match=r"site root.*mode='nearest'.*mode='bilinear'.*the original ran"):
+        assert torch.equal(model(x), original(x))
 
 
 def test_a_size_below_the_input_runs_the_original_resize() -> None:
@@ -393,42 +394,73 @@ def test_more_runs_of_a_line_than_the_plan_knows_run_the_original() -> None:
         checks.assert_close([patched(x, n)], [original(x, n)], 1e-5)
 
 
-class Helper(Base):
-    def forward(self, image):
-        return self.last(helper(self.low(self.high(image))))
-
-
 def helper(x):
     return F.interpolate(x, scale_factor=2)
 
 
-class Inherited(Straight):
+class Handed(Base):
+    """A function that Python's own functions call."""
+
     def forward(self, image):
-        return super().forward(image) + 1
+        return self.last(next(map(helper, [self.low(self.high(image))])))
+
+
+class NoSource(Base):
+    def __init__(self):
+        super().__init__()
+        self.up = eval("lambda x: F.interpolate(x, scale_factor=2)", globals())
+
+    def forward(self, image):
+        return self.last(self.up(self.low(self.high(image))))
+
+
+class Hidden(Base):
+    """A module in a plain list, which no state dict knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = [Plain()]
+
+    def forward(self, image):
+        return self.last(self.hidden[0](self.low(self.high(image))))
+
+
+class Plain(nn.Module):
+    def forward(self, x):
+        return F.interpolate(x, scale_factor=2)
+
+
+class Property(Base):
+    @property
+    def larger(self):
+        return F.interpolate(self.deep, scale_factor=2)
+
+    def forward(self, image):
+        self.deep = self.low(self.high(image))
+        return self.last(self.larger)
 
 
 class Runs(nn.Sequential):
     """A container that runs its children: an upsampler put into it would be run too."""
 
     def forward(self, x):
-        for module in self:
-            x = module(x)
-        return F.interpolate(x, scale_factor=2.0)
+        return F.interpolate(super().forward(x), scale_factor=2)
 
 
-class Decorated(Base):
-    @torch.autocast("cpu", enabled=False)
-    def forward(self, image):
-        return self.last(F.interpolate(self.low(self.high(image)), scale_factor=2))
+class RunsFirst(Runs):
+    def forward(self, x):
+        *rest, last = self
+        return last(F.interpolate(rest[0](x), scale_factor=2))
 
 
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Helper, "helper"),
-        (Inherited, "super"),
-        (lambda: nn.Sequential(Runs(nn.Conv2d(3, 4, 1)), nn.Conv2d(4, 2, 1)), "runs whatever is put into it"),
-        (Decorated, "decorated"),
+        (Handed, "not called in a way that can be rewritten"),
+        (NoSource, "source of NoSource.__init__.<locals>.<lambda>|source of <lambda>"),
+        (Hidden, "no method of a module of the model"),
+        (Property, "something else than a call"),
+        (lambda: RunsFirst(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), "runs whatever is put into it"),
     ],
 )
 def test_what_no_route_can_take_is_kept_with_its_reason(model, reason: str) -> None:
@@ -436,7 +468,7 @@ def test_what_no_route_can_take_is_kept_with_its_reason(model, reason: str) -> N
     before = list(model.state_dict())
     (site,) = upswap.inspect(model).sites
     assert (site.kind, site.swap) == ("feature", False)
-    assert reason in site.reason
+    assert re.search(reason, site.reason)
     with pytest.raises(upswap.NothingToSwapError, match=reason):
         upswap.patch(model)
     with pytest.raises(upswap.RewriteError, match=reason):
@@ -459,7 +491,7 @@ def test_a_plan_cannot_smuggle_code_in_a_name(cls: type[nn.Module], name: str) -
     plan = upswap.inspect(build(cls))
     hostile = plan.replace_sites(dataclasses.replace(site, module=name) for site in plan.sites)
     model = build(cls)
-    with pytest.raises(upswap.PlanError, match="cannot be the name of a module"):
+    with pytest.raises(upswap.PlanError, match=r"cannot be the name of a module|not in its owner"):
         upswap.patch(model, plan=hostile)
     assert type(model) is cls
     assert "_upswap_plan" not in model.__dict__
@@ -622,30 +654,9 @@ def test_what_a_trace_would_fix_goes_to_source(cls: type[nn.Module], monkeypatch
         patched(image).sum().backward()
         assert patched.low.weight.grad is None
     if cls is Setting:
-        patched.mode = "nearest"
-        with pytest.raises(upswap.ShapeError, match=r"site root.*mode='bilinear'.*mode='nearest'"):
-            patched(image)
-
-
-def test_a_method_called_twice_is_one_site_or_none() -> None:
-    model = upswap.patch(build(MethodTwice))
-    (site,) = upswap.plan_of(model).sites
-    assert (site.name, site.calls, list(upswap.upsamplers(model))) == ("root", 2, ["upsample"])
-
-    class OtherChannels(MethodTwice):
-        def __init__(self):
-            super().__init__()
-            self.narrow = nn.Conv2d(8, 4, 1)
-
-        def forward(self, image):
-            high = self.high(image)
-            middle = self.low(high)
-            x = self.up(self.low(middle), middle)
-            return self.last(torch.cat([self.up(self.narrow(x), self.narrow(high))] * 2, 1))
-
-    plan = upswap.inspect(build(OtherChannels))
-    assert plan.swapped == ()
-    assert "different numbers of channels" in plan.sites[0].reason
+        patched.mode = original.mode = "nearest"
+        with pytest.warns(upswap.UpswapWarning, match=r"site root.*mode='bilinear'.*mode='nearest'"):
+            assert torch.equal(patched(image), original(image))
 
 
 def test_calls_that_one_upsampler_cannot_stand_for_are_kept() -> None:
@@ -669,28 +680,6 @@ def test_calls_that_one_upsampler_cannot_stand_for_are_kept() -> None:
     (site,) = upswap.inspect(build(Two)).sites
     assert not site.swap
     assert "several modes" in site.reason
-
-
-@pytest.mark.parametrize(
-    ("layer", "reason"),
-    [
-        (nn.Upsample(scale_factor=1.7, mode="bilinear", recompute_scale_factor=True), "rounds its output size"),
-        (nn.Upsample(scale_factor=1.5, mode="area"), "rounds its output size"),
-        (nn.Upsample(size=(32, 32)), "fixed output size"),
-    ],
-)
-def test_layers_that_need_a_size_are_kept(layer: nn.Module, reason: str) -> None:
-    class WithLayer(Base):
-        def __init__(self):
-            super().__init__()
-            self.up = copy.deepcopy(layer)
-
-        def forward(self, image):
-            return self.last(self.up(self.low(self.high(image))))
-
-    (site,) = upswap.inspect(build(WithLayer), torch.randn(1, 3, 42, 42)).sites
-    assert not site.swap
-    assert reason in site.reason
 
 
 def test_antialias_is_kept() -> None:
@@ -789,18 +778,3 @@ def test_a_class_with_a_memory_layout_of_its_own_is_an_error_and_the_model_is_as
         upswap.patch(model)
     assert type(model) is Slots
     assert list(model.state_dict()) == list(build(Slots).state_dict())
-
-
-def test_a_layer_that_a_plain_list_holds_too_is_kept() -> None:
-    class Listed(Base):
-        def __init__(self):
-            super().__init__()
-            self.up = nn.Upsample(scale_factor=2)
-            self.ups = [self.up]
-
-        def forward(self, image):
-            return self.last(self.ups[0](self.low(self.high(image))))
-
-    (site,) = upswap.inspect(build(Listed)).sites
-    assert not site.swap
-    assert "plain attribute ups" in site.reason

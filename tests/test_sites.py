@@ -5,7 +5,7 @@ import json
 import pytest
 
 from upswap import OptionError, PlanError
-from upswap.sites import Location, Options, Plan, Site
+from upswap.sites import Location, Options, Plan, Site, Step
 
 
 def site(name: str = "decoder", **changes: object) -> Site:
@@ -23,11 +23,12 @@ def site(name: str = "decoder", **changes: object) -> Site:
         "scale": (2.0, 2.0),
         "fixed_ratio": True,
         "channels": 8,
+        "other_channels": (),
         "in_shape": (1, 8, 4, 4),
         "out_shape": (1, 8, 8, 8),
         "dtype": "float32",
         "calls": 1,
-        "location": Location("Decoder.forward", "F.interpolate(x, size)", 0, 0, "decoder.py", 12),
+        "location": Location((Step("Decoder.forward", "F.interpolate(x, size)", 0),), 0, "decoder.py", 12),
         "swap": True,
         "settings": {"scale": (2, 2), "groups": 4},
     }

@@ -1,7 +1,7 @@
 """What flows into what: the tensors of one run of a model, as a graph of the functions that made them.
 
-The recorder is a `TorchFunctionMode`, so the graph is made of public functions (`conv2d`, `interpolate`, `Tensor.view`), not of
-the kernels under them. It holds no tensors alive.
+The recorder is a `TorchFunctionMode`, so the graph is made of public functions (`conv2d`, `interpolate`, `Tensor.view`),
+not of the kernels under them. It holds no tensors alive.
 """
 
 from __future__ import annotations
@@ -20,12 +20,26 @@ MIXING = frozenset({
     "__matmul__", "__rmatmul__", "scaled_dot_product_attention", "multi_head_attention_forward", "batch_norm",
     "layer_norm", "group_norm", "instance_norm", "rms_norm", "lstm", "gru",
 })  # fmt: skip
+#: Arithmetic and normalisation with weights or buffers (a mean, a gain): what comes of an image is still that image.
+_POINTWISE = frozenset({
+    "add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__",
+    "__rmul__", "__truediv__", "__rtruediv__", "true_divide", "batch_norm", "layer_norm", "group_norm",
+    "instance_norm", "rms_norm",
+})  # fmt: skip
+#: What passes no gradient on: what comes after is not learned from.
+COMPARISONS = frozenset({
+    "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__", "gt", "ge", "lt", "le", "eq", "ne", "greater",
+    "less", "argmax", "argmin", "argsort", "__bool__", "bool", "long", "int", "nonzero", "isnan",
+})  # fmt: skip
 _REDUCTIONS = frozenset({
     "mean", "amax", "amin", "max", "sum", "logsumexp", "norm",
 })  # fmt: skip
 _WINDOWED = frozenset({"avg_pool2d", "max_pool2d", "lp_pool2d"})
 #: Functions that read the values of a tensor and give no tensor.
 _READERS = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "equal", "allclose", "numpy"})
+_WRITERS = frozenset({
+    "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__", "__ixor__",
+})  # fmt: skip
 #: Functions that take a tensor for its shape and type alone.
 _SHAPED_LIKE = frozenset({
     "new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "empty_like", "zeros_like", "ones_like",
@@ -63,7 +77,7 @@ class Node:
             self.learned |= node.learned
             self.parametric |= node.parametric
         # A weight may have been computed from parameters (scaled, standardised, low-rank) before it is used.
-        self.learned |= self.parametric and self.from_input
+        self.learned |= self.parametric and self.from_input and self.name not in _POINTWISE
         self.parametric &= not self.from_input
 
     def is_pooled(self) -> bool:
@@ -75,18 +89,21 @@ class Node:
             if node.name.startswith("adaptive_") or (node.reduces and self.shape[-2:] == (1, 1)):
                 return True
             seen.add(id(node))
+            if node.name == "interpolate":  # its grid is the one it was resized to
+                continue
             queue += [n for n in node.inputs if id(n) not in seen and n.shape[-2:] == self.shape[-2:]]
         return False
 
     def downstream(self) -> Iterator[Node]:
-        """Every node this one's result flows into, itself left out."""
+        """Every node this one's result flows into with its gradient, itself left out."""
         seen: set[int] = set()
         queue = list(self.users)
         while queue:
             node = queue.pop()
             if id(node) not in seen:
                 seen.add(id(node))
-                queue += node.users
+                if node.name not in COMPARISONS:
+                    queue += node.users
                 yield node
 
 
@@ -105,7 +122,7 @@ class Flow:
     def add_call(self, name: str, args: Any, kwargs: Any, result: Any) -> Node | None:
         """Record that `name(*args, **kwargs)` gave `result`."""
         outputs = tensors_in(result)
-        in_place = name == "__setitem__"
+        in_place = _writes(name)
         if not outputs and not in_place and name not in _READERS:
             return None  # a question about a tensor's shape or type
         inputs = [] if name in _SHAPED_LIKE else [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
@@ -113,9 +130,21 @@ class Flow:
         node = Node(
             name, inputs, integral=any(_integral(t) for t in outputs), shape=shape, reduces=_reduces(name, args)
         )
-        for tensor in [args[0]] if in_place else outputs:
+        for tensor in outputs:
             self._bind(tensor, node)
+        if in_place:
+            self._write(args[0], node)
         return node
+
+    def _write(self, target: Any, node: Node) -> None:
+        """Record that `node` wrote to `target`, and with it to what it is a view of."""
+        if isinstance(target, torch.Tensor):
+            self._bind(target, node)
+            if target._base is not None:
+                base = target._base
+                self._bind(
+                    base, Node(node.name, [self.node_of(base), node], integral=_integral(base), shape=tuple(base.shape))
+                )
 
     def add_outputs(self, result: Any) -> None:
         """Declare what the model returned."""
@@ -163,6 +192,11 @@ def _reduces(name: str, args: Any) -> bool:
         window = args[1] if isinstance(args[1], tuple | list) else (args[1], args[1])
         return tuple(window) == tuple(args[0].shape[-2:])
     return name in _REDUCTIONS
+
+
+def _writes(name: str) -> bool:
+    """Whether a function writes to its first argument."""
+    return name in _WRITERS or (name.endswith("_") and not name.endswith("__"))
 
 
 def _integral(tensor: torch.Tensor) -> bool:

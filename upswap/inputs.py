@@ -1,23 +1,20 @@
-"""Example inputs: what the user gave, what can be inferred, and both as plain data.
+"""Example inputs: what the user gave, in one form, and as plain data.
 
 A model is run on example inputs to find its resize calls. The user may pass them as a tensor, a tuple of positional
-arguments, a dict of keyword arguments or `(args, kwargs)`; left out, image batches are inferred from the first convolution.
+arguments, a dict of keyword arguments or `(args, kwargs)`; left out, they are inferred (`examples.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from .errors import InputError
-
-#: Sides tried, in pixels, until the model runs. Small first: cost grows with the area. Multiples of 32 suit every stride up to
-#: 32; 224, 256, 384, 448, 512 and 518 are the sides that fixed-size transformers are built for.
-SIDES = (64, 128, 224, 256, 384, 448, 512, 518)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +44,8 @@ class Inputs:
 def as_inputs(example_inputs: Any) -> Inputs:
     """What the user passed as `example_inputs`, in one form.
 
-    Accepts a tensor, a tuple or list of positional arguments, a dict of keyword arguments, or `(args, kwargs)` with a tuple or
-    list and a dict. A model whose one argument is a list or a dict takes it in a tuple: `([image],)`.
+    Accepts a tensor, a tuple or list of positional arguments, a dict of keyword arguments, or `(args, kwargs)` with a
+    tuple or list and a dict. A model whose one argument is a list or a dict takes it in a tuple: `([image],)`.
     """
     if isinstance(example_inputs, Inputs):
         return example_inputs
@@ -71,94 +68,61 @@ def as_inputs(example_inputs: Any) -> Inputs:
 
 
 def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """`value` with every tensor in its tuples, lists and dicts replaced by `function(tensor)`."""
+    """`value` with every tensor in its tuples, lists, dicts and dataclasses replaced by `function(tensor)`."""
     if isinstance(value, torch.Tensor):
         return function(value)
+    parts = _parts(value)
+    if parts is not None:
+        others = {name: item for name, item in getattr(value, "__dict__", {}).items() if name not in parts}
+        return _instance(type(value), {name: map_tensors(item, function) for name, item in parts.items()}, others)
     if isinstance(value, tuple):
-        items = [map_tensors(item, function) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return type(value)([map_tensors(item, function) for item in value])
     if isinstance(value, list):
         return [map_tensors(item, function) for item in value]
     if isinstance(value, dict):
-        return {key: map_tensors(item, function) for key, item in value.items()}
+        made = {key: map_tensors(item, function) for key, item in value.items()}
+        return OrderedDict(made) if isinstance(value, OrderedDict) else made
     return value
-
-
-def example_inputs_for(model: nn.Module, size: int | tuple[int, int] | None = None) -> Inputs:
-    """A batch of one random image the model is likely to take.
-
-    `size` is the height and width in pixels (an int means a square), 64 by default. The number of channels, the dtype and the
-    device are those of the model's first 2-D convolution. The values are random and the same each time; no global random state
-    is used.
-
-    Raises `InputError` where the model has no 2-D convolution to read the channels from.
-    """
-    height, width = (size, size) if isinstance(size, int) else size or (SIDES[0], SIDES[0])
-    if height < 1 or width < 1:
-        raise InputError(f"an image of {height}x{width} pixels has no area; pass a positive size")
-    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if convolution is None:
-        raise InputError(
-            f"{type(model).__name__} has no nn.Conv2d to read the number of input channels from; pass example_inputs: a tensor, "
-            "a tuple of positional arguments, a dict of keyword arguments, or (args, kwargs)"
-        )
-    shape = (1, convolution.in_channels, height, width)
-    weight = convolution.weight
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(shape, generator=generator)
-    return Inputs((image.to(device=weight.device, dtype=weight.dtype),), {})
-
-
-def candidates(model: nn.Module, size: int | tuple[int, int] | None = None) -> Iterator[Inputs]:
-    """Inferred inputs to try in order: the size given, or each of `SIDES`."""
-    for side in SIDES if size is None else (size,):
-        yield example_inputs_for(model, side)
-
-
-def enlarged(inputs: Inputs, *, height: bool = True) -> Inputs:
-    """The same inputs with every image-like tensor (N, C, H, W) larger, and random; wider only, where `height` is not set.
-
-    Sides grow by half where that keeps multiples of 32, else by 32, and become twice as long where they were no multiples.
-    """
-
-    def grown(side: int) -> int:
-        if side % 32:
-            return side * 2
-        return side * 3 // 2 if side % 64 == 0 else side + 32
-
-    def larger(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dim() != 4 or not tensor.is_floating_point():
-            return tensor
-        old_height, old_width = tensor.shape[-2:]
-        shape = (*tensor.shape[:2], grown(old_height) if height else old_height, grown(old_width))
-        image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        return image.to(device=tensor.device, dtype=tensor.dtype)
-
-    return inputs.map(larger)
 
 
 def describe(value: Any) -> Any:
     """`value` as plain data that JSON can hold: shapes and dtypes for tensors, the values of numbers and strings.
 
-    Raises `InputError` for anything else, which cannot be made again from a description.
+    Containers are tuples, lists, dicts, named tuples and instances of dataclasses (which transformers' outputs are). Raises
+    `InputError` for anything else, which cannot be made again from a description.
     """
     if isinstance(value, torch.Tensor):
-        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        return {"tensor": list(value.shape), "dtype": _name(value.dtype)}
     if isinstance(value, torch.Size):
         return {"size": list(value)}
+    if isinstance(value, torch.dtype):
+        return {"dtype": _name(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     if type(value) in (tuple, list):
         return {type(value).__name__: [describe(item) for item in value]}
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: describe(item) for key, item in value.items()}}
     if isinstance(value, Inputs):
         return {"args": describe(value.args), "kwargs": describe(value.kwargs)}
+    parts = _parts(value)
+    if parts is not None and _find(type(value).__module__, type(value).__qualname__) is type(value):
+        fields = {name: describe(item) for name, item in parts.items()}
+        return {"instance": [type(value).__module__, type(value).__qualname__, fields]}
+    if type(value) in (dict, OrderedDict) and all(isinstance(key, str) for key in value):
+        return {_DICTS[type(value)]: {key: describe(item) for key, item in value.items()}}
+    if type(value) is dict and all(isinstance(key, str | int) for key in value):
+        return {"items": [[key, describe(item)] for key, item in value.items()]}
     raise InputError(f"a {type(value).__name__} cannot be described as plain data")
 
 
+_DICTS: dict[type, str] = {dict: "dict", OrderedDict: "ordered"}
+
+
 def build(description: Any, make: Callable[[list[int], torch.dtype], torch.Tensor]) -> Any:
-    """The value that `describe` described, its tensors made by `make(shape, dtype)`."""
+    """The value that `describe` described, its tensors made by `make(shape, dtype)`.
+
+    A description may come from a stranger's file: the classes it names must be loaded already and be dataclasses or named
+    tuples, and none of their code is run.
+    """
     if "tensor" in description:
         return make(list(description["tensor"]), getattr(torch, description["dtype"]))
     if "args" in description:
@@ -166,11 +130,68 @@ def build(description: Any, make: Callable[[list[int], torch.dtype], torch.Tenso
     ((form, content),) = description.items()
     if form == "size":
         return torch.Size(content)
+    if form == "dtype":
+        return getattr(torch, content)
     if form == "value":
         return content
     if form in ("tuple", "list"):
         items = [build(item, make) for item in content]
         return tuple(items) if form == "tuple" else items
-    if form == "dict":
-        return {key: build(item, make) for key, item in content.items()}
+    if form in ("dict", "ordered"):
+        made = {key: build(item, make) for key, item in content.items()}
+        return made if form == "dict" else OrderedDict(made)
+    if form == "items":
+        return {key: build(item, make) for key, item in content}
+    if form == "instance":
+        module, name, fields = content
+        cls = _find(module, name)
+        if cls is None:
+            raise InputError(f"{module}.{name} is no loaded dataclass or named tuple")
+        return _instance(cls, {field: build(item, make) for field, item in fields.items()})
     raise InputError(f"{form!r} is not a description of a value")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    """The fields of a named tuple or of an instance of a dataclass; None for anything else."""
+    if isinstance(value, type | Inputs) or not _has_fields(type(value)):
+        return None
+    fields = getattr(value, "__dataclass_fields__", None)
+    names = type(value)._fields if fields is None else fields
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _has_fields(cls: type) -> bool:
+    return dataclasses.is_dataclass(cls) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+
+
+def _find(module: str, name: str) -> type | None:
+    """The named tuple or dataclass of that name in a module that is loaded."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) and _has_fields(found) else None
+
+
+def _instance(cls: type, fields: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> Any:
+    """An instance with these fields, and other attributes, made without running any code of the class."""
+    if issubclass(cls, tuple):
+        return tuple.__new__(cls, fields.values())
+    made: Any = OrderedDict.__new__(cls) if issubclass(cls, OrderedDict) else object.__new__(cls)
+    for name, value in {**(others or {}), **fields}.items():
+        object.__setattr__(made, name, value)
+        if issubclass(cls, OrderedDict) and name in fields and value is not None:  # transformers' ModelOutput
+            OrderedDict.__setitem__(made, name, value)
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    """What moved to `examples.py`, for as long as the engine looks for it here."""
+    from . import examples
+
+    if name in ("SIDES", "candidates", "enlarged", "example_inputs_for"):
+        return getattr(examples, name)
+    raise AttributeError(name)

@@ -6,33 +6,42 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._version import __version__
+from .containers import CONTAINERS, asks_for_layers, runs_its_children
 from .errors import NothingToSwapError, PlanError, RewriteError
 from .probe import described
+from .prove import has_detours, unproved
 from .rewrite import by_owner
 from .routes import Rewriting, rewrite_owner
 from .select import select
 from .sites import Options, Plan, Site
 from .survey import Survey, learned_upsampling, survey
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
 
 def make_plan(model: nn.Module, example_inputs: Any, options: Options) -> tuple[Plan, dict[str, Rewriting]]:
     """What `patch` would do to `model`, which is left untouched, and the rewriting of each owner by its path.
 
-    Raises `InputError`, `FilterError`, `OptionError`; with `options.strict`, `RewriteError` for a chosen site that no route can
-    rewrite (it is kept, with the reason, otherwise).
+    Raises `InputError`, `FilterError`, `OptionError`; with `options.strict`, `RewriteError` for a chosen site that no
+    route can rewrite (it is kept, with the reason, otherwise).
     """
     found = survey(model, example_inputs)
     chosen = select(found.sites, options)
     sites: list[Site] = []
     calls: dict[str, Any] = {}
     rewritings: dict[str, Rewriting] = {}
-    for path, group in by_owner(chosen).items():
-        routed, rewriting = _routed(model, path, group, found, options.strict)
+    owners = {path: _routed(model, path, group, found, options.strict) for path, group in by_owner(chosen).items()}
+    detours = {
+        path: routed for path, (routed, rewriting) in owners.items() if rewriting is not None and has_detours(routed)
+    }
+    if detours:
+        known = {path: rewriting for path, (_, rewriting) in owners.items() if rewriting is not None}
+        found.unlocated.update(unproved(model, detours, known, found.runs))
+        again = {path: [site for site in chosen if site.owner == path] for path in detours}
+        owners.update({path: _routed(model, path, group, found, options.strict) for path, group in again.items()})
+    for path, (routed, rewriting) in owners.items():
         sites += routed
         if rewriting is not None:
             rewritings[path] = rewriting
@@ -44,7 +53,7 @@ def make_plan(model: nn.Module, example_inputs: Any, options: Options) -> tuple[
         sites=tuple(sites),
         inputs=described(found.inputs) or {},
         calls=calls,
-        hints=tuple(_hints(model, sites)),
+        hints=(*found.hints, *_hints(model, sites)),
         upswap_version=__version__,
     )
     return plan, rewritings
@@ -61,12 +70,12 @@ def _routed(
     """The sites of one owner with their routes and upsamplers' paths; kept, with the reason, where no route is faithful."""
     owner = model.get_submodule(path)
     checked: list[Site] = []
-    for site in sites:
+    for site in (_as_call(model, owner, site) for site in sites):
         problem = _problem(model, owner, path, site, found) if site.swap else None
         if problem is not None:
             checked.append(_kept(site, problem, strict))
         elif site.swap:
-            checked.append(dataclasses.replace(site, module=_module_path(owner, site, len(sites))))
+            checked.append(dataclasses.replace(site, module=_module_path(model, owner, site, len(sites))))
         else:
             checked.append(site)
     if not any(site.swap for site in checked):
@@ -81,30 +90,39 @@ def _routed(
 def _problem(model: nn.Module, owner: nn.Module, path: str, site: Site, found: Survey) -> str | None:
     """Why a site cannot be rewritten whatever the route, or None."""
     if site.op == "module":
-        if not path:
-            return "the model is this one layer: there is nothing to hold its replacement"
-        return _layer_problem(model, owner, site)
+        return None
     if "forward" in owner.__dict__:
         return "its forward was set on the instance, and would hide a rewritten one"
-    if isinstance(owner, _CONTAINERS):
-        return f"its owner, a {type(owner).__name__}, runs whatever is put into it"
+    if not path and isinstance(owner, CONTAINERS):
+        return f"the model is itself a {type(owner).__name__}, which runs whatever is put into it"
     return found.unlocated.get(site.name)
 
 
-def _layer_problem(model: nn.Module, layer: nn.Module, site: Site) -> str | None:
-    """Why an `nn.Upsample` cannot be replaced by an upsampler that is called with the input alone, or None."""
+def _as_call(model: nn.Module, owner: nn.Module, site: Site) -> Site:
+    """An `nn.Upsample` whose place cannot be taken by a module that is called with the input alone, as the call its
+    forward makes."""
+    if site.op == "module" and site.swap and not _replaceable(model, owner, site):
+        return dataclasses.replace(site, op="interpolate")
+    return site
+
+
+def _replaceable(model: nn.Module, layer: nn.Module, site: Site) -> bool:
+    if (
+        layer is model
+        or getattr(layer, "size", None) is not None
+        or "forward" in layer.__dict__
+        or asks_for_layers(model)
+    ):
+        return False
     for holder in model.modules():
-        for name, value in holder.__dict__.items():
+        for name, value in holder.__dict__.items():  # a plain list of layers would go on using the old one
             items = value if isinstance(value, list | tuple) else value.values() if type(value) is dict else ()
             if not name.startswith("_") and any(item is layer for item in items):
-                return f"it is also held in the plain attribute {name}, which would go on using the old layer"
-    if getattr(layer, "size", None) is not None:
-        return "an nn.Upsample with a fixed output size"
+                return False
     factor = getattr(layer, "scale_factor", None)
     factors = factor if isinstance(factor, tuple | list) else (factor,)
-    if site.sized_by == "size" and not all(float(value).is_integer() for value in factors if value is not None):
-        return f"an nn.Upsample by {factor} that rounds its output size first, and so has another ratio at every input size"
-    return None
+    # One that rounds its output size first has another ratio at every input size.
+    return site.sized_by == "scale_factor" or all(float(value).is_integer() for value in factors if value is not None)
 
 
 def _kept(site: Site, problem: str, strict: bool) -> Site:
@@ -113,22 +131,35 @@ def _kept(site: Site, problem: str, strict: bool) -> Site:
     return dataclasses.replace(site, swap=False, reason=f"cannot be rewritten: {problem}", module=None, route=None)
 
 
-def _module_path(owner: nn.Module, site: Site, count: int) -> str:
-    """Where a site's upsampler goes: the replaced layer's own path, or a free name in the owner."""
+def _module_path(model: nn.Module, owner: nn.Module, site: Site, count: int) -> str:
+    """Where a site's upsampler goes: the replaced layer's own path, or a free name in the owner.
+
+    An owner that runs whatever it contains has none; then the nearest module above does.
+    """
     if site.op == "module":
         return site.owner
     name = "upsample" if count == 1 else f"upsample_{site.ordinal}"
-    while hasattr(owner, name):
+    holder, above = owner, site.owner
+    while above and runs_its_children(holder):
+        above, _, last = above.rpartition(".")
+        holder, name = model.get_submodule(above), f"{last}_{name}"
+        if not name.isidentifier():
+            name = f"_{name}"
+    while hasattr(owner, name) or hasattr(holder, name):
         name = f"{name}_{site.ordinal}" if count == 1 else f"{name}_"
-    return f"{site.owner}.{name}" if site.owner else name
+    return f"{above}.{name}" if above else name
 
 
 def _hints(model: nn.Module, sites: Sequence[Site]) -> list[str]:
+    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    hints = [f"compiled by TorchScript, whose resizes cannot be seen: {', '.join(scripted[:4])}"] if scripted else []
     if any(site.swap for site in sites):
-        return []
+        return hints
     learned = learned_upsampling(model)
     shown = ", ".join(learned[:4]) + (f" and {len(learned) - 4} more" if len(learned) > 4 else "")
-    return [f"it makes maps larger with layers of its own, which upswap leaves alone: {shown}"] if learned else []
+    if learned:
+        hints.append(f"it makes maps larger with layers of its own, which upswap leaves alone: {shown}")
+    return hints
 
 
 def nothing_to_swap(plan: Plan) -> NothingToSwapError:

@@ -15,10 +15,10 @@ from torch import nn
 def preserved(model: nn.Module, *, training: bool | None = False) -> Iterator[None]:
     """Leave `model` and the random generators exactly as found.
 
-    Inside, every module's training flag is `training` (None leaves them be). On the way out the flags, the attributes, the
-    registered parameters, buffers, children and hooks of every module, its dicts and lists, the values of the buffers, and the
-    state of Python's, NumPy's and torch's generators (CPU and the model's own devices) are what they were, also after an
-    exception.
+    Inside, every module's training flag is `training` (None leaves them be). On the way out the flags, the attributes,
+    the registered parameters, buffers, children and hooks of every module, its dicts and lists, the values of the
+    buffers, and the state of Python's, NumPy's and torch's generators (CPU and the model's own devices) are what they
+    were, also after an exception.
 
     Flags are written directly: models override `train()` with behaviour of their own (SMP's frozen encoders).
     """

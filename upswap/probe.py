@@ -1,9 +1,9 @@
 """Run a model once or twice and record every resize call it makes: who calls, where in the source, on what, and what for.
 
-The run is a real one on small inputs, with the model left exactly as found (`preserve.py`), or one under FakeTensorMode where
-the inputs are large or the weights are not there. Real and small comes first because it is ten times cheaper (64x64 pixels:
-13 to 26 ms for SMP's models, against 150 to 440 ms under fake tensors, whose price is a call, not a pixel) and because control
-flow that looks at values then goes the way it goes in use.
+The run is a real one on small inputs, with the model left exactly as found (`preserve.py`), or one under FakeTensorMode
+where the inputs are large or the weights are not there. Real and small comes first because it is ten times cheaper (64x64
+pixels: 13 to 26 ms for SMP's models, against 150 to 440 ms under fake tensors, whose price is a call, not a pixel) and
+because control flow that looks at values then goes the way it goes in use.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import logging
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -26,42 +29,33 @@ from torch.overrides import TorchFunctionMode
 from . import inputs as _inputs
 from .dysample import DySample
 from .errors import InputError, UpswapError
-from .flow import Flow, Node
+from .flow import Flow, Node, tensors_in
 from .inputs import Inputs
 from .kinds import kind_of
 from .preserve import preserved
+from .trail import Place, trail
 
 #: Given inputs with more elements than this (three channels of 192x192) are run as fake tensors.
 REAL_LIMIT = 3 * 192 * 192
 
 _SIGNATURE = inspect.signature(F.interpolate)
-# Files that may stand between a model's code and the recorder.
-_NOT_THE_MODEL = (F.__file__, sys.modules["torch.overrides"].__file__, __file__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where in the owner's code a call stands: the functions from the owner's own down to the one with the call in it.
-
-    `positions` are the (line, column, end line, end column) of the calls that lead there, one a function; `occurrence` counts
-    the runs of the call within one run of the owner's function.
-    """
-
-    codes: tuple[CodeType, ...]
-    positions: tuple[tuple[int | None, ...], ...]
-    occurrence: int
 
 
 @dataclasses.dataclass
 class Call:
-    """One resize call as it was seen to run. `pooled` says that its source's grid was made by an adaptive pooling."""
+    """One resize call as it was seen to run.
+
+    `without_gradients` says that the model had turned them off, `pooled` that its source's grid was made by an adaptive
+    pooling.
+    """
 
     owner: str
-    place: Place | None
+    place: Place
     arguments: dict[str, Any]
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     dtype: torch.dtype
+    without_gradients: bool
     kind: str = ""
     reason: str = ""
     pooled: bool = False
@@ -85,40 +79,85 @@ class Observation:
     """What one run showed: the resize calls in order, and the first forward of each owner as plain data.
 
     `forwards` has for an owner's path `{"arguments": ..., "children": [{"path": ..., "output": ...}]}`, or None where that
-    cannot be described: what its FX trace needs to know of the modules around it.
+    cannot be described: what its FX trace needs to know of the modules around it. `called` has the paths of the modules that
+    ran, `outputs` the tensors the model returned.
     """
 
     inputs: Inputs
+    fake: bool
+    training: bool
     calls: list[Call]
     forwards: dict[str, Any]
+    called: set[str]
+    outputs: list[torch.Tensor]
 
 
 class ModelFailed(UpswapError):
     """The model raised an error of its own on the inputs it was given."""
 
 
-def observe(model: nn.Module, inputs: Inputs, *, fake: bool = False) -> Observation:
-    """Run `model` in eval mode, without gradients, and record its resize calls.
+def observe(model: nn.Module, inputs: Inputs, *, fake: bool = False, training: bool = False) -> Observation:
+    """Run `model` in eval mode or train mode and record its resize calls.
 
     With `fake`, nothing is computed and no memory is used, but a model that looks at values cannot be run. Raises
     `ModelFailed`, from the model's own error.
     """
     recorder = _Recorder(model, inputs)
+    with _running(model, inputs, fake, training) as own:
+        recorder.flow.add_source(own.tensors(), "input")
+        with _module_calls(recorder), recorder:
+            try:
+                result = model(*own.args, **own.kwargs)
+            except Exception as error:
+                raise ModelFailed(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+        recorder.flow.add_outputs(result)
+    return Observation(
+        inputs, fake, training, recorder.classified(), recorder.forwards, recorder.called, tensors_in(result)
+    )
+
+
+def run_again(model: nn.Module, seen: Observation) -> list[torch.Tensor]:
+    """The model's outputs in another run as the observed one was, random numbers included, unwatched."""
+    with _running(model, seen.inputs, seen.fake, seen.training) as own:
+        return tensors_in(model(*own.args, **own.kwargs))
+
+
+@contextlib.contextmanager
+def _running(model: nn.Module, inputs: Inputs, fake: bool, training: bool) -> Iterator[Inputs]:
+    """Inside, `model` can be run and is left as it was; gives the inputs to run it on, which it may write to."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(preserved(model))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(preserved(model, training=training))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # what the model has to say of its own runs it will say in use
+        # No gradients are computed, because nothing requires any; turned off, one could not see where the model does so.
+        stack.enter_context(torch.enable_grad())
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        if any(_is_compiled(module) for module in model.modules()):
+            # What runs compiled is not seen. (Asking for this imports the compiler, so only where it is needed.)
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            inputs = inputs.map(mode.from_tensor)
-        recorder.flow.add_source(inputs.tensors(), "input")
-        stack.enter_context(_module_calls(recorder))
-        stack.enter_context(recorder)
-        try:
-            result = model(*inputs.args, **inputs.kwargs)
-        except Exception as error:
-            raise ModelFailed(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
-        recorder.flow.add_outputs(result)
-    return Observation(inputs, recorder.classified(), recorder.forwards)
+            stack.enter_context(_quiet("torch._subclasses.fake_tensor"))
+            yield inputs.map(mode.from_tensor)
+        else:
+            yield inputs.map(torch.clone)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+@contextlib.contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Inside, a logger of torch's keeps quiet: that a run fails is told in the error it ends with."""
+    log = logging.getLogger(logger)
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def first_that_runs(model: nn.Module, tries: Iterator[Inputs]) -> Observation:
@@ -156,6 +195,9 @@ class _Recorder(TorchFunctionMode):
         self.names = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self.stack: list[Entry] = [Entry(model, "", inputs.args, inputs.kwargs)]
         self.forwards: dict[str, Any] = {}
+        self.called: set[str] = set()
+        #: The code that stands around every module's forward while the recorder watches.
+        self.boundary: CodeType = nn.Module.__call__.__code__
         self._seen: list[tuple[Call, Node]] = []
 
     def __torch_function__(
@@ -180,11 +222,13 @@ class _Recorder(TorchFunctionMode):
 
     def _call(self, frame: FrameType, arguments: dict[str, Any], result: torch.Tensor) -> Call:
         source = arguments.pop("input")
-        owner, entry, codes, positions, top = self._owner(frame)
+        way = trail(frame, self._knows, self.boundary)
+        owner = way.owner or self.stack[-1].module
+        entry = next((e for e in reversed(self.stack) if e.module is owner), self.stack[-1])
         # Kept until the owner's forward ends, so that no other frame gets the same id.
-        entry.frames.append(top)
-        run = (id(top), codes[-1], positions[-1])
-        place = Place(codes, positions, entry.runs[run])
+        entry.frames.append(way.counting)
+        run = (id(way.counting), way.hops)
+        place = Place(way.hops, entry.runs[run], way.problem)
         entry.runs[run] += 1
         path = self.names[id(owner)]
         if path not in self.forwards:
@@ -198,29 +242,11 @@ class _Recorder(TorchFunctionMode):
             tuple(source.shape),
             tuple(result.shape),
             source.dtype,
+            (not torch.is_grad_enabled() or torch.is_inference_mode_enabled()) and not _is_checkpointed(frame),
         )
 
-    def _owner(
-        self, frame: FrameType
-    ) -> tuple[nn.Module, Entry, tuple[CodeType, ...], tuple[tuple[int | None, ...], ...], FrameType]:
-        """The module whose own code made the call, its entry on the stack, the way from its code to the call, its frame."""
-        codes: list[CodeType] = []
-        positions: list[tuple[int | None, ...]] = []
-        first: Any = None
-        while True:
-            code = frame.f_code
-            if code.co_filename not in _NOT_THE_MODEL:
-                codes.insert(0, code)
-                positions.insert(0, _position(frame))
-                first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-                if isinstance(first, nn.Module) and id(first) in self.names:
-                    break
-            if frame.f_back is None:
-                first = self.stack[-1].module
-                break
-            frame = frame.f_back
-        entry = next((e for e in reversed(self.stack) if e.module is first), self.stack[-1])
-        return first, entry, tuple(codes), tuple(positions), frame
+    def _knows(self, module: nn.Module) -> bool:
+        return id(module) in self.names
 
     def classified(self) -> list[Call]:
         """The calls with their kinds, once the run is over and everything downstream of them is known."""
@@ -233,17 +259,18 @@ class _Recorder(TorchFunctionMode):
                 call.in_shape,
                 call.out_shape,
                 call.arguments["mode"],
-                call.arguments["antialias"],
-                id(node) in outputs,
+                antialias=call.arguments["antialias"],
+                is_output=id(node) in outputs,
+                without_gradients=call.without_gradients,
             )
         return [call for call, _ in self._seen]
 
 
-def _position(frame: FrameType) -> tuple[int | None, ...]:
-    """(line, column, end line, end column) of the expression a frame is running."""
-    positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
-    line, end_line, column, end_column = positions
-    return line, column, end_line, end_column
+def _is_checkpointed(frame: FrameType | None) -> bool:
+    """Whether `torch.utils.checkpoint` runs this, which turns gradients off at first and computes them in another run."""
+    while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def described(value: Any) -> Any:
@@ -263,6 +290,7 @@ def _module_calls(recorder: _Recorder) -> Iterator[None]:
         path = recorder.names.get(id(module))
         if path is None:
             return original(module, *args, **kwargs)
+        recorder.called.add(path)
         above = recorder.stack[-1]
         recorder.stack.append(Entry(module, path, args, kwargs))
         try:
@@ -273,6 +301,7 @@ def _module_calls(recorder: _Recorder) -> Iterator[None]:
         return result
 
     nn.Module.__call__ = call  # type: ignore[method-assign]
+    recorder.boundary = call.__code__
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -42,8 +42,8 @@ def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> 
             continue
         record = Record(path, tuple(sites), plan.calls.get(path))
         cls = rewritten_class(type(owner), record, rewritings[path])
-        children = {child_of(site): made[site.name] for site in sites if site.swap}
-        steps.append(_subclassing(owner, cls, children))
+        children = [(site, made[site.name]) for site in sites if site.swap]
+        steps.append(_subclassing(model, owner, cls, children))
     for step in steps:
         step()
     model.__dict__[_PLAN] = plan.to_json()
@@ -87,13 +87,28 @@ def _swap_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 parent._modules[name] = new
 
 
-def _subclassing(owner: nn.Module, cls: type, children: Mapping[str, nn.Module]) -> Callable[[], None]:
+def _subclassing(
+    model: nn.Module, owner: nn.Module, cls: type, children: Sequence[tuple[Site, nn.Module]]
+) -> Callable[[], None]:
+    added = [(_holder(model, site), child_of(site), child) for site, child in children]
+
     def change() -> None:
-        for name, child in children.items():
-            owner.add_module(name, child)
+        for holder, name, child in added:
+            holder.add_module(name, child)
+            if holder is not owner:
+                # An attribute but no child: the owner's code finds it there, and does not run it with its children.
+                owner.__dict__[name] = child
         owner.__class__ = cls
 
     return change
+
+
+def _holder(model: nn.Module, site: Site) -> nn.Module:
+    """The module among whose children a site's upsampler is."""
+    above = (site.module or "").rpartition(".")[0]
+    if above != site.owner and not site.owner.startswith(f"{above}." if above else ""):
+        raise PlanError(f"site {site.name}: {site.module!r} is not in its owner or a module above it")
+    return model.get_submodule(above)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +198,8 @@ def undo(model: nn.Module) -> None:
         if record is not None:
             for site in record.sites:
                 if site.swap:
-                    del module._modules[child_of(site)]
+                    del _holder(model, site)._modules[child_of(site)]
+                    module.__dict__.pop(child_of(site), None)
             module.__class__ = type(module).__bases__[0]
         if _ORIGINAL in module.__dict__:
             original = module.__dict__[_ORIGINAL]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import keyword
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,19 +17,20 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from .errors import PlanError, RewriteError
-from .locate import method_of
-from .recompile import Replacement, recompile
+from .locate import is_function
+from .recompile import Detour, Replacement, Resize, recompile
 from .runtime import Target
-from .sites import Location, Site
+from .sites import Location, Site, Step
 from .straight import NotFaithful
 from .tracer import trace
+from .wrapped import attributes, replaced
 
 
 class Rewriting(NamedTuple):
     """How an owner is rewritten: the route, and the methods that replace its own (none on the module route)."""
 
     route: str
-    methods: dict[str, types.FunctionType]
+    methods: dict[str, Any]
 
 
 def rewrite_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewriting:
@@ -40,47 +41,90 @@ def rewrite_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewr
     """
     if all(site.op == "module" for site in sites):
         return Rewriting("module", {})
+    if any(site.other_channels for site in sites):
+        return Rewriting("source", source_methods(owner, sites))
     try:
         return Rewriting("graph", {"forward": graph_forward(owner, sites, forward)})
     except NotFaithful:
         return Rewriting("source", source_methods(owner, sites))
 
 
-def source_methods(owner: nn.Module, sites: Sequence[Site]) -> dict[str, types.FunctionType]:
-    """The owner's methods that make resize calls, compiled again with their swapped calls sent through the upsamplers."""
+def source_methods(owner: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
+    """What replaces attributes of the owner's class: its methods that lead to swapped resizes, compiled again."""
     located = [(site, site.location) for site in sites if site.location is not None]
-    methods: dict[str, types.FunctionType] = {}
-    for function in dict.fromkeys(location.function for _, location in located):
-        inside = [(site, location) for site, location in located if location.function == function]
-        if not any(site.swap for site, _ in inside):
-            continue
-        name = function.rpartition(".")[2]
-        method = getattr(type(owner), name, None)
-        if not isinstance(method, types.FunctionType) or method_of(type(owner), method.__code__) is None:
-            raise RewriteError(f"{type(owner).__qualname__} has no method {name} of its own to rewrite")
-        methods[name] = recompile(method, _replacements(inside))
+    wanted = {location.steps for site, location in located if site.swap}
+    # A call that is swapped at some of its runs only has kept sites to be counted too.
+    chains: dict[tuple[Step, ...], list[tuple[Site, Location]]] = {}
+    for site, location in located:
+        if location.steps in wanted:
+            chains.setdefault(location.steps, []).append((site, location))
+    methods: dict[str, Any] = {}
+    roots: dict[tuple[str, int], list[tuple[Step, ...]]] = {}
+    for steps in chains:
+        roots.setdefault((steps[0].function, steps[0].ordinal), []).append(steps)
+    for (function, _), inside in roots.items():
+        resizes = {steps: _resize(steps[-1], index, chains[steps]) for index, steps in enumerate(inside)}
+        tree = _replacements(inside, 0, resizes)
+        found = False
+        for name, value in attributes(type(owner)):
+            new = replaced(value, _recompiler(owner, inside[0][0], tree, len(inside)))
+            if new is not None:
+                methods[name] = new
+                found = True
+        if not found:
+            raise RewriteError(
+                f"{type(owner).__qualname__} has no method {function.rpartition('.')[2]} of its own to rewrite"
+            )
     return methods
 
 
-def _replacements(inside: list[tuple[Site, Location]]) -> list[Replacement]:
-    """For each call expression with a swapped site: where it is, and what each of its runs goes through."""
-    calls: dict[tuple[str, int], list[tuple[Site, Location]]] = {}
-    for site, location in inside:
-        calls.setdefault((location.expression, location.index), []).append((site, location))
-    result: list[Replacement] = []
-    for runs in calls.values():
-        if any(site.swap for site, _ in runs):
-            targets: list[Target | None] = [None] * (1 + max(location.occurrence for _, location in runs))
-            for site, location in runs:
-                if site.swap:
-                    targets[location.occurrence] = target_of(site)
-            result.append((runs[0][1], targets))
-    return result
+def _recompiler(
+    owner: nn.Module, step: Step, tree: list[Replacement], counters: int
+) -> Callable[[types.FunctionType], types.FunctionType | None]:
+    def change(function: types.FunctionType) -> types.FunctionType | None:
+        module = function.__globals__.get("__name__", "")
+        if step.function != function.__code__.co_qualname or not is_function(step, function.__code__, module):
+            return None
+        return recompile(function, owner, tree, counters)
+
+    return change
+
+
+def _resize(step: Step, counter: int, runs: list[tuple[Site, Location]]) -> Resize:
+    """One call, and what each of its runs goes through."""
+    if runs[0][1].occurrence is None:
+        return Resize(step, None, [target_of(runs[0][0])])
+    occurrences = {location.occurrence or 0: site for site, location in runs}
+    targets = [occurrences.get(index) for index in range(1 + max(occurrences))]
+    return Resize(step, counter, [target_of(site) if site is not None and site.swap else None for site in targets])
+
+
+def _replacements(
+    chains: Sequence[tuple[Step, ...]], depth: int, resizes: Mapping[tuple[Step, ...], Resize]
+) -> list[Replacement]:
+    """The calls to be replaced in the function that the chains of steps have in common at `depth`."""
+    ends = [resizes[steps] for steps in chains if len(steps) == depth + 1]
+    detours: dict[Step, dict[tuple[str, str, int], list[tuple[Step, ...]]]] = {}
+    for steps in chains:
+        if len(steps) > depth + 1:
+            after = steps[depth + 1]
+            functions = detours.setdefault(steps[depth], {})
+            functions.setdefault((after.module, after.function, after.ordinal), []).append(steps)
+    return [
+        *ends,
+        *(
+            Detour(
+                step,
+                [(group[0][depth + 1], _replacements(group, depth + 1, resizes)) for group in functions.values()],
+            )
+            for step, functions in detours.items()
+        ),
+    ]
 
 
 def target_of(site: Site) -> Target:
     """What a rewritten call knows of its site."""
-    return Target(site.name, child_of(site), site.channels, site.mode, site.align_corners)
+    return Target(site.name, child_of(site), (site.channels, *site.other_channels), site.mode, site.align_corners)
 
 
 def child_of(site: Site) -> str:
@@ -88,7 +132,7 @@ def child_of(site: Site) -> str:
 
     Raises `PlanError` for what is no plain name: a plan may come from a stranger's file, and names become code.
     """
-    name = (site.module or "").removeprefix(f"{site.owner}.")
+    name = (site.module or "").rpartition(".")[2]
     if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("__"):
         raise PlanError(f"site {site.name}: {name!r} cannot be the name of a module")
     return name
@@ -103,7 +147,8 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
         raise NotFaithful("the arguments of its forward cannot be described as plain data")
     if len({site.calls for site in sites}) > 1 or any(site.location is None for site in sites):
         raise NotFaithful("not every forward makes the same resize calls")
-    if any(site.location.function.rpartition(".")[2] != "forward" for site in sites if site.location):
+    locations = [site.location for site in sites if site.location is not None]
+    if any(len(location.steps) > 1 or location.function.rpartition(".")[2] != "forward" for location in locations):
         raise NotFaithful("the resize stands outside its forward")
     tensor = next(iter((*owner.parameters(), *owner.buffers())), None)
     device = "cpu" if tensor is None else tensor.device

@@ -6,13 +6,15 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .errors import ShapeError, UpswapWarning
+from .errors import UpswapWarning
+from .wrapped import replaced
 
 #: The functions that resize, with the arguments their names imply.
 _IMPLIED: dict[Any, dict[str, Any]] = {
@@ -28,42 +30,85 @@ class Target(NamedTuple):
 
     site: str
     child: str
-    channels: int
+    channels: tuple[int, ...]
     mode: str
     align_corners: bool
 
 
+class Rewriter(Protocol):
+    """What gives functions on the way to a resize their rewritten form (`recompile.Helper`)."""
+
+    indirect: bool
+
+    def of(self, function: FunctionType, owner: nn.Module) -> FunctionType | None:
+        """The function compiled again, or None for one that is not known."""
+
+
 def resize(
     targets: tuple[Target | None, ...],
+    counter: int | None,
     run: list[int],
-    index: int,
     owner: nn.Module,
     original: Callable[..., torch.Tensor],
     *args: Any,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """The call `original(*args, **kwargs)` of a rewritten forward.
+    """The call `original(*args, **kwargs)` of a rewritten function.
 
-    `targets` has an entry for each time this call runs in one forward of its owner; None, and any run beyond those, is the
-    original call. `run` counts the runs of each of the forward's calls and is new in every forward.
+    `targets` has an entry for each time this call runs in one forward of its owner; None, and any run beyond those, is
+    the original call. `run[counter]` counts the runs of this call, from 0 in every forward; without a counter, the first
+    target is that of every run.
     """
-    occurrence = run[index]
-    run[index] = occurrence + 1
+    occurrence = 0
+    if counter is not None:
+        occurrence = run[counter]
+        run[counter] = occurrence + 1
     target = targets[occurrence] if occurrence < len(targets) else None
     if target is None:
         return original(*args, **kwargs)
-    if isinstance(original, functools.partial):
-        args, kwargs = (*original.args, *args), {**original.keywords, **kwargs}
-        original = original.func
-    if original not in _IMPLIED:
-        if not torch.compiler.is_compiling():
-            warnings.warn(
-                f"site {target.site}: the resize was called through {original!r}, which upswap does not know; the original ran",
-                UpswapWarning,
-                stacklevel=3,
-            )
-        return original(*args, **kwargs)
-    return through(target, getattr(owner, target.child), *args, **{**_IMPLIED[original], **kwargs})
+    function, given = original, kwargs
+    if isinstance(function, functools.partial):
+        args, given = (*function.args, *args), {**function.keywords, **kwargs}
+        function = function.func
+    if function not in _IMPLIED:
+        _say(f"site {target.site}: the resize was called through {original!r}, which upswap does not know")
+        return function(*args, **given)
+    return through(target, getattr(owner, target.child), *args, **{**_IMPLIED[function], **given})
+
+
+def enter(
+    helper: Rewriter,
+    sites: str,
+    run: list[int],
+    owner: nn.Module,
+    original: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """The call `original(*args, **kwargs)`, which leads to resizes in another function, with that function rewritten.
+
+    The function may be `original`, or be wrapped by it, or (`helper.indirect`) be handed to it to be called: by `checkpoint`.
+    """
+
+    def found(function: FunctionType) -> Any:
+        new = helper.of(function, owner)
+        # What torch calls for the model it may call again later, so that it counts for itself.
+        return new and functools.partial(new, _upswap_owner=owner, _upswap_run=None if helper.indirect else run)
+
+    new = replaced(original, found)
+    if new is not None:
+        return new(*args, **kwargs)
+    if helper.indirect:
+        for index, value in enumerate(args):
+            new = replaced(value, found)
+            if new is not None:
+                return original(*args[:index], new, *args[index + 1 :], **kwargs)
+        for name, value in kwargs.items():
+            new = replaced(value, found)
+            if new is not None:
+                return original(*args, **{**kwargs, name: new})
+    _say(f"{sites}: {original!r} leads to no resize that upswap knows")
+    return original(*args, **kwargs)
 
 
 def through(
@@ -79,21 +124,29 @@ def through(
 ) -> torch.Tensor:
     """Upsample `input` of shape (N, C, H, W) as `F.interpolate` would have been asked to.
 
-    Raises `ShapeError` where the call is not the one the upsampler was made for.
+    A call that is not the one the upsampler was made for is what it was before, that of `F.interpolate`, and a warning
+    names the site.
     """
-    if input.dim() != 4 or input.shape[1] != target.channels:
-        raise ShapeError(
-            f"site {target.site}: its upsampler takes (N, {target.channels}, H, W), this call has {tuple(input.shape)}; patch "
-            "the model again with example_inputs that lead here, or exclude the site"
+    unlike = None
+    if input.dim() != 4 or input.shape[1] not in target.channels:
+        takes = " or ".join(map(str, target.channels))
+        unlike = f"its upsampler takes (N, {takes}, H, W), this call has {tuple(input.shape)}"
+    elif mode != target.mode or bool(align_corners) != target.align_corners or antialias:
+        unlike = (
+            f"its upsampler stands for mode={target.mode!r}, align_corners={target.align_corners}, this call asks for "
+            f"mode={mode!r}, align_corners={align_corners}, antialias={antialias}"
         )
-    if mode != target.mode or bool(align_corners) != target.align_corners:
-        raise ShapeError(
-            f"site {target.site}: its upsampler stands for mode={target.mode!r}, align_corners={target.align_corners}, this call "
-            f"asks for mode={mode!r}, align_corners={align_corners}; unpatch the model and patch it again in this setting"
-        )
+    if unlike is not None:
+        _say(f"site {target.site}: {unlike}")
+        return F.interpolate(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
     if size is None and scale_factor is not None and recompute_scale_factor:
         factors = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
         size = [math.floor(n * factor) for n, factor in zip(input.shape[-2:], factors, strict=True)]
     if size is not None:
         return upsampler(input, size)
     return upsampler(input, None, scale_factor)
+
+
+def _say(what: str) -> None:
+    if not torch.compiler.is_compiling():
+        warnings.warn(f"{what}; the original ran", UpswapWarning, stacklevel=4)

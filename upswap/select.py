@@ -46,6 +46,9 @@ def _decide(site: Site, options: Options) -> Site:
     if options.upsampler != "dysample":
         return dataclasses.replace(site, swap=True)
     settings, notes = dysample_settings(site, options)
+    if site.other_channels:
+        counts = ", ".join(map(str, (site.channels, *site.other_channels)))
+        notes.append(f"an upsampler each for {counts} channels")
     return dataclasses.replace(site, swap=True, reason="; ".join([site.reason, *notes]), settings=settings)
 
 
@@ -57,10 +60,10 @@ def _why_kept(site: Site, options: Options) -> str | None:
     excluded = next((p for p in options.exclude if fnmatch.fnmatchcase(site.name, p)), None)
     if excluded is not None:
         return f"excluded by {excluded!r}"
-    if site.channels < 0:
-        return "called with different numbers of channels, which one upsampler cannot take"
     if site.antialias or site.mode not in MODES:
         return f"mode {site.mode!r}{' with antialias' if site.antialias else ''} has no sampling equivalent"
     if min(site.scale) < 1:
         return "does not make its input larger at the example size"
+    if site.kind == "context" and site.fixed_ratio is not True:
+        return f"{site.reason}; no fixed ratio to learn an upsampler for"
     return None

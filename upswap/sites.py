@@ -35,19 +35,41 @@ ROUTES = ("module", "graph", "source")
 
 
 @dataclasses.dataclass(frozen=True)
-class Location:
-    """Where a call stands in the source of its owner's class.
+class Step:
+    """One function on the way to a resize call, and the expression in its source that leads on.
 
-    `index` tells apart calls written alike in one function; `occurrence` the runs of one such call within one forward of
-    the owner (a loop).
+    `function` is its qualified name in `module`, `ordinal` tells apart functions of one name (lambdas); `index` tells
+    apart calls written alike in it. `fresh` says that something else calls it than the function before
+    (`torch.utils.checkpoint`), `inner` the same of a function in its text that holds the expression: runs are counted
+    anew in those.
     """
 
     function: str
     expression: str
     index: int
-    occurrence: int
+    module: str = ""
+    ordinal: int = 0
+    fresh: bool = False
+    inner: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a call stands: the steps from a method of the owner to the function with the call in it, mostly one.
+
+    `occurrence` counts the runs of the call within one run of the first step (a loop), and is None where every run is
+    meant, because how many there are follows the input; `file` and `line` are those of the call.
+    """
+
+    steps: tuple[Step, ...]
+    occurrence: int | None
     file: str
     line: int
+
+    @property
+    def function(self) -> str:
+        """The qualified name of the owner's method that the way starts in."""
+        return self.steps[0].function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +77,9 @@ class Site:
     """One resize call of one module, what was decided about it, and why.
 
     Shapes are those seen at the example size; `scale` is the (h, w) ratio of output to input there, or the scale factor
-    the caller gave. `module` is the path of the upsampler that takes the call's place.
+    the caller gave. `other_channels` are further channel counts the same call has; each gets an upsampler. `module` is
+    the path of the upsampler: a child of the owner, or of the nearest module above that does not run its children one
+    after the other.
     """
 
     name: str
@@ -71,6 +95,7 @@ class Site:
     scale: tuple[float, float]
     fixed_ratio: bool | None
     channels: int
+    other_channels: tuple[int, ...]
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     dtype: str
@@ -197,7 +222,9 @@ def site_from_dict(data: Mapping[str, Any]) -> Site:
     location = data.get("location")
     values = {key: _frozen(value) for key, value in data.items()}
     values["settings"] = {key: _frozen(value) for key, value in data["settings"].items()}
-    values["location"] = None if location is None else _known(Location, location)
+    if location is not None:
+        steps = tuple(_known(Step, step) for step in location["steps"])
+        values["location"] = _known(Location, {**location, "steps": steps})
     return _known(Site, values)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .errors import RewriteError
-from .locate import function_node
+from .source import function_node
 
 _STATEMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return, ast.Pass)
 _EXPRESSIONS = (
@@ -45,7 +45,7 @@ def straight_line(owner: nn.Module) -> int:
         node = function_node(forward.__code__)
     except RewriteError as error:
         raise NotFaithful(str(error)) from error
-    if node.decorator_list or forward.__closure__:
+    if not isinstance(node, ast.FunctionDef) or node.decorator_list or forward.__closure__:
         raise NotFaithful("its forward is decorated or a closure")
     check = _Check(owner, forward)
     for statement in node.body:

@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from . import inputs as _inputs
 from .errors import InputError, RewriteError
-from .inputs import Inputs
-from .locate import locate, method_of
-from .probe import Call, Observation, first_that_runs
+from .examples import candidates, enlarged, training_inputs
+from .inputs import Inputs, as_inputs
+from .locate import locate
+from .probe import Call, ModelFailed, Observation, first_that_runs, needs_fake, observe
 from .sites import Location, Site
+from .trail import Hop, Place
+from .training import training_matters
 
 _UPSAMPLE_MODULES = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 #: Layers that make a map larger with weights of their own; a model without resize calls has these.
@@ -22,31 +24,35 @@ _LEARNED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Pixel
 
 @dataclasses.dataclass
 class Survey:
-    """What was found: undecided sites, why some cannot be rewritten, and what the model was run on."""
+    """What was found: undecided sites, why some cannot be rewritten, what the model was run on, and the runs to compare
+    with."""
 
     sites: list[Site]
     unlocated: dict[str, str]
     inputs: Inputs
     forwards: dict[str, Any]
+    runs: list[Observation]
+    hints: list[str] = dataclasses.field(default_factory=list)
 
 
 def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
     """Find every resize call of `model`, which is left untouched.
 
-    Without `example_inputs`, images of growing size are tried until the model runs. A second run at another size tells ratios
-    the architecture fixes from ones that follow the input; a model that takes one size only has no second run. Raises
-    `InputError` where the model runs on none.
+    Without `example_inputs`, images of growing size are tried until the model runs. A second run at another size tells
+    ratios the architecture fixes from ones that follow the input; a model that takes one size only has no second run. A
+    model whose own code asks whether it is in train mode is run in train mode too. Raises `InputError` where the model
+    runs on none.
     """
     if example_inputs is None:
-        first = first_that_runs(model, _inputs.candidates(model))
+        first = first_that_runs(model, candidates(model))
     else:
-        first = first_that_runs(model, iter([_inputs.as_inputs(example_inputs)]))
-    second = None
-    if first.calls:
-        # Wider only, which costs less and shows as much; larger both ways for a model that takes square images only.
-        second = _second(model, first.inputs, height=False) or _second(model, first.inputs, height=True)
-    sites, unlocated = _sites(model, first, second)
-    return Survey(sites, unlocated, first.inputs, first.forwards)
+        first = first_that_runs(model, iter([as_inputs(example_inputs)]))
+    # Wider only, which costs less and shows as much; larger both ways for a model that takes square images only.
+    second = _second(model, first.inputs, height=False) or _second(model, first.inputs, height=True)
+    trained, hint = _trained(model, first) if training_matters(model, first.called) else (None, None)
+    sites, unlocated = _sites(model, first, second, trained)
+    runs = [first] if trained is None else [first, trained]
+    return Survey(sites, unlocated, first.inputs, first.forwards, runs, [hint] if hint else [])
 
 
 def learned_upsampling(model: nn.Module) -> list[str]:
@@ -58,18 +64,41 @@ def learned_upsampling(model: nn.Module) -> list[str]:
 
 def _second(model: nn.Module, inputs: Inputs, *, height: bool) -> Observation | None:
     try:
-        return first_that_runs(model, iter([_inputs.enlarged(inputs, height=height)]))
+        return first_that_runs(model, iter([enlarged(inputs, height=height)]))
     except InputError:
         return None
 
 
-def _sites(model: nn.Module, first: Observation, second: Observation | None) -> tuple[list[Site], dict[str, str]]:
-    owners: dict[str, dict[Any, list[Call]]] = {}
+def _trained(model: nn.Module, first: Observation) -> tuple[Observation | None, str | None]:
+    """A run in train mode, or why there is none."""
+    try:
+        inputs = training_inputs(model, first.inputs)
+        return observe(model, inputs, fake=needs_fake(model, inputs), training=True), None
+    except (InputError, ModelFailed) as error:
+        return None, f"it was run in eval mode only, because in train mode it fails on the example inputs: {error}"
+
+
+def _sites(
+    model: nn.Module, first: Observation, second: Observation | None, trained: Observation | None
+) -> tuple[list[Site], dict[str, str]]:
+    varying = _varying(first.calls, second.calls if second else [])
+
+    def place_of(call: Call) -> Place:
+        varies = (call.owner, call.place.hops) in varying
+        return dataclasses.replace(call.place, occurrence=None) if varies else call.place
+
+    owners: dict[str, dict[Place, list[Call]]] = {}
     for call in first.calls:
-        owners.setdefault(call.owner, {}).setdefault(call.place, []).append(call)
+        owners.setdefault(call.owner, {}).setdefault(place_of(call), []).append(call)
     again: dict[Any, Call] = {}
     for call in second.calls if second else ():
-        again.setdefault((call.owner, call.place), call)
+        again.setdefault((call.owner, place_of(call)), call)
+        owners.setdefault(call.owner, {}).setdefault(place_of(call), [])
+    # In train mode a call may have other channels, and be one that eval mode does not make.
+    training: dict[str, dict[Place, list[Call]]] = {}
+    for call in trained.calls if trained else ():
+        training.setdefault(call.owner, {}).setdefault(place_of(call), []).append(call)
+        owners.setdefault(call.owner, {}).setdefault(place_of(call), [])
     sites: list[Site] = []
     unlocated: dict[str, str] = {}
     for owner, places in owners.items():
@@ -78,18 +107,37 @@ def _sites(model: nn.Module, first: Observation, second: Observation | None) -> 
             base = owner or "root"
             name = base if len(places) == 1 else f"{base}:{ordinal}"
             location = None
-            if type(module) not in _UPSAMPLE_MODULES:
-                try:
-                    location = locate(place)
-                    if method_of(type(module), place.codes[0]) is None:
-                        raise RewriteError(
-                            f"{place.codes[0].co_qualname} is overridden, decorated or reached through super(), which upswap "
-                            "does not rewrite yet"
-                        )
-                except RewriteError as error:
-                    unlocated[name] = str(error)
-            sites.append(_site(name, owner, module, ordinal, calls, again.get((owner, place)), location))
+            try:
+                location = locate(place)
+            except RewriteError as error:
+                unlocated[name] = str(error)
+            sites.append(
+                _site(
+                    name,
+                    owner,
+                    module,
+                    ordinal,
+                    calls,
+                    training.get(owner, {}).get(place, []),
+                    again.get((owner, place)),
+                    location,
+                )
+            )
     return sites, unlocated
+
+
+def _varying(first: list[Call], second: list[Call]) -> set[tuple[str, tuple[Hop, ...]]]:
+    """The calls that run a number of times that follows the input: once a detection, or until a map is large enough."""
+
+    def counts(calls: list[Call]) -> dict[tuple[str, tuple[Hop, ...]], int]:
+        found: dict[tuple[str, tuple[Hop, ...]], int] = {}
+        for call in calls:
+            key = (call.owner, call.place.hops)
+            found[key] = max(found.get(key, 0), (call.place.occurrence or 0) + 1)
+        return found
+
+    then = counts(second)
+    return {key for key, count in counts(first).items() if key[1] and then.get(key, count) != count}
 
 
 def _site(
@@ -97,19 +145,31 @@ def _site(
     owner: str,
     module: nn.Module,
     ordinal: int,
-    calls: list[Call],
+    evaluated: list[Call],
+    trained: list[Call],
     again: Call | None,
     location: Location | None,
 ) -> Site:
+    calls = [*evaluated, *trained] or ([again] if again is not None else [])
     call = calls[0]
     kind, reason, shown = _kind(call, again)
-    kinds = sorted({_kind(other, None)[0] for other in calls})
-    if len(kinds) > 1:
+    kinds = sorted({_kind(other, None)[0] for other in evaluated or trained or calls})
+    if len(kinds) > 1 and location is not None and location.occurrence is None and "feature" not in kinds:
+        # What it is for does not change with the size of each map.
+        kind, reason = ("logits" if "logits" in kinds else kind), f"{reason} (a number of times that follows the input)"
+    elif len(kinds) > 1:
         kind, reason = "other", f"called for several purposes: {', '.join(kinds)}"
     settings = {(c.arguments["mode"], bool(c.arguments["align_corners"]), c.arguments["antialias"]) for c in calls}
     if len(settings) > 1:
         kind, reason = "other", "called in several modes, which one upsampler cannot stand for"
-    channels = {other.in_shape[1] for other in calls}
+    if not evaluated and trained:
+        reason += " (in train mode only)"
+    elif not evaluated and kind == "feature":
+        kind, reason = (
+            "other",
+            "made at another input size than the example's; pass example_inputs that lead here to have it swapped",
+        )
+    channels = list(dict.fromkeys(other.in_shape[1] for other in calls))
     arguments = shown.arguments
     by_scale = arguments["size"] is None and not arguments["recompute_scale_factor"] and arguments["mode"] != "area"
     return Site(
@@ -125,11 +185,12 @@ def _site(
         sized_by="scale_factor" if by_scale else "size",
         scale=_pair(arguments["scale_factor"]) if by_scale else _ratio(shown),
         fixed_ratio=True if by_scale else None if again is None else _ratio(call) == _ratio(again),
-        channels=channels.pop() if len(channels) == 1 else -1,
+        channels=channels[0],
+        other_channels=tuple(channels[1:]),
         in_shape=shown.in_shape,
         out_shape=shown.out_shape,
         dtype=str(call.dtype).removeprefix("torch."),
-        calls=len(calls),
+        calls=len(evaluated or trained or calls),
         location=location,
         reason=reason,
     )
@@ -148,9 +209,12 @@ def _kind(call: Call, again: Call | None) -> tuple[str, str, Call]:
         return call.kind, call.reason, call
     # Small images can leave a single point of any map; only a pooled one stays so.
     constant = call.in_shape[-2:] == again.in_shape[-2:] and (call.in_shape[-2:] != (1, 1) or again.pooled)
-    if constant and call.out_shape[-2:] != again.out_shape[-2:]:
+    if constant and call.out_shape[-2:] != again.out_shape[-2:] and (again.pooled or call.kind != "downsample"):
         grid = "x".join(map(str, call.in_shape[-2:]))
         return "context", f"its source is {grid} at every input size: the ratio follows the input", call
+    if call.out_shape[-2:] == again.out_shape[-2:] and call.in_shape[-2:] != again.in_shape[-2:]:
+        grid = "x".join(map(str, call.out_shape[-2:]))
+        return "context", f"its target is {grid} at every input size: the ratio follows the input", call
     if call.kind != "feature" and again.kind == "feature":
         return again.kind, again.reason, again
     return call.kind, call.reason, call

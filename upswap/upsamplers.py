@@ -11,15 +11,16 @@ The module is called as `module(x)`, `module(x, size)` or `module(x, None, scale
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from .dysample import DySample
-from .errors import OptionError
+from .errors import OptionError, ShapeError
 from .sites import Options, Site
 
 Factory = Callable[[Site, Options], nn.Module]
@@ -48,7 +49,11 @@ def make_upsampler(site: Site, options: Options) -> nn.Module:
     """The module for one site; `OptionError` for a name that is not registered."""
     if options.upsampler not in _FACTORIES:
         raise OptionError(f"no upsampler named {options.upsampler!r}; registered are {', '.join(upsampler_names())}")
-    return _FACTORIES[options.upsampler](site, options)
+    factory = _FACTORIES[options.upsampler]
+    if not site.other_channels:
+        return factory(site, options)
+    alone = [dataclasses.replace(site, channels=count, other_channels=()) for count in site.other_channels]
+    return ByChannels({one.channels: factory(one, options) for one in (site, *alone)})
 
 
 def dysample_settings(site: Site, options: Options) -> tuple[dict[str, Any], list[str]]:
@@ -108,6 +113,26 @@ def _cascade_factors(scale: Sequence[float]) -> list[int]:
     if scale[0] == scale[1] and scale[0] in (4, 8):
         return [2] * int(math.log2(scale[0]))
     return []
+
+
+class ByChannels(nn.Module):
+    """An upsampler for each number of channels that one call, or one layer used at several places, has.
+
+    Its state-dict keys have the number in them: `16.offset.weight`.
+    """
+
+    def __init__(self, upsamplers: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        for count, upsampler in upsamplers.items():
+            self.add_module(str(count), upsampler)
+
+    def forward(self, x: torch.Tensor, size: Sequence[int] | None = None, scale_factor: Any = None) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, H', W'), by the upsampler for C channels; `ShapeError` where there is none."""
+        upsampler = self._modules.get(str(int(x.shape[1])))
+        if upsampler is None:
+            counts = ", ".join(self._modules)
+            raise ShapeError(f"these upsamplers take (N, C, H, W) with C one of {counts}, got {tuple(x.shape)}")
+        return upsampler(x, size, scale_factor)
 
 
 class Cascade(nn.Sequential):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import inputs as _inputs
+from . import examples as _examples
 from .errors import InputError
 from .flow import tensors_in
-from .inputs import Inputs
+from .inputs import Inputs, as_inputs
 from .preserve import preserved
 from .probe import first_that_runs
 
@@ -70,27 +71,34 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Capture:
-    """What a model gave on some inputs, with the inputs, to compare another with."""
+    """What a model gave on some inputs, with the inputs, to compare another with.
+
+    With `inside`, the feature maps that its children gave come before its own outputs.
+    """
 
     runs: tuple[tuple[Inputs, tuple[torch.Tensor, ...]], ...]
+    inside: bool = False
 
 
 def verify(original: nn.Module, patched: nn.Module, example_inputs: Any = None, *, sizes: Any = None) -> Report:
     """Run both models in eval mode on the same inputs and compare every output tensor.
 
-    `sizes` is a list of heights and widths in pixels, `(h, w)` or ints; by default the smallest size the model takes and the next
-    one. With `example_inputs` those are used, and a larger copy where the model takes it. Both models are left as found. Raises
-    `InputError` where the original runs on none.
+    `sizes` is a list of heights and widths in pixels, `(h, w)` or ints; by default the smallest size the model takes and
+    the next one. With `example_inputs` those are used, and a larger copy where the model takes it. Both models are left
+    as found. A detection model may find nothing on them, which compares nothing: then the feature maps that the model's
+    children give are compared too. Raises `InputError` where the original runs on none.
     """
     return compare(capture(original, example_inputs, sizes), patched)
 
 
 def capture(model: nn.Module, example_inputs: Any = None, sizes: Any = None) -> Capture:
     """Run `model` and keep what it gives, for `compare`."""
-    runs = [(inputs, _outputs(model, inputs)) for inputs in _chosen(model, example_inputs, sizes)]
-    if not any(outputs for _, outputs in runs):
-        raise InputError(f"{type(model).__name__} gives no tensors to compare")
-    return Capture(tuple(runs))
+    chosen = list(_chosen(model, example_inputs, sizes))
+    for inside in (False, True):
+        runs = tuple((inputs, _outputs(model, inputs, inside)) for inputs in chosen)
+        if all(any(tensor.numel() for tensor in outputs) for _, outputs in runs):
+            return Capture(runs, inside)
+    raise InputError(f"{type(model).__name__} gives no tensors to compare")
 
 
 def compare(captured: Capture, patched: nn.Module) -> Report:
@@ -98,7 +106,7 @@ def compare(captured: Capture, patched: nn.Module) -> Report:
     rows: list[Row] = []
     for inputs, expected in captured.runs:
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs.tensors())
-        got = _outputs(patched, inputs)
+        got = _outputs(patched, inputs, captured.inside)
         for index, old in enumerate(expected):
             new = got[index] if index < len(got) else None
             rows.append(_row(shapes, index, old, new))
@@ -113,27 +121,35 @@ def _chosen(model: nn.Module, example_inputs: Any, sizes: Sequence[Any] | None) 
     if example_inputs is not None:
         if sizes is not None:
             raise InputError("give example_inputs or sizes, not both")
-        first = _inputs.as_inputs(example_inputs)
-        yield first
+        first = as_inputs(example_inputs)
     elif sizes is not None:
-        yield from (_inputs.example_inputs_for(model, size) for size in sizes)
+        yield from (first_that_runs(model, _examples.candidates(model, size)).inputs for size in sizes)
         return
     else:
-        first = first_that_runs(model, _inputs.candidates(model)).inputs
-        yield first
-    if not any(tensor.dim() == 4 for tensor in first.tensors()):
+        first = first_that_runs(model, _examples.candidates(model)).inputs
+    yield first
+    second = _examples.enlarged(first)
+    if [tensor.shape for tensor in second.tensors()] == [tensor.shape for tensor in first.tensors()]:
         return
-    try:
-        yield first_that_runs(model, iter([_inputs.enlarged(first)])).inputs
-    except InputError:  # the model takes one size only
-        return
+    with contextlib.suppress(InputError):  # the model takes one size only
+        yield first_that_runs(model, iter([second])).inputs
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+def _outputs(model: nn.Module, inputs: Inputs, inside: bool) -> tuple[torch.Tensor, ...]:
+    maps: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        maps.extend(tensor.detach().clone() for tensor in tensors_in(output) if tensor.dim() == 4)
+
+    # The hooks go with the rest of what `preserved` puts back.
     with preserved(model), torch.no_grad():
+        if inside:
+            for child in model.children():
+                child.register_forward_hook(keep)
         # Copies, because a model may write to its inputs.
         own = inputs.map(torch.clone)
-        return tuple(tensor.detach().clone() for tensor in tensors_in(model(*own.args, **own.kwargs)))
+        result = model(*own.args, **own.kwargs)
+        return (*maps, *(tensor.detach().clone() for tensor in tensors_in(result)))
 
 
 def _row(shapes: str, index: int, old: torch.Tensor, new: torch.Tensor | None) -> Row:

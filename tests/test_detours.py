@@ -1,0 +1,131 @@
+"""Resizes outside a forward, or that one upsampler a line cannot stand for: all the checks, on a model for each idiom."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import checks
+import detours as d
+import upswap
+from zoos.case import Arguments, Case
+
+SOURCE = "feature => source"
+
+#: Each model and all of its sites.
+MODELS: dict[type[nn.Module], dict[str, str]] = {
+    d.Helper: {"root": SOURCE},
+    d.HelperTwice: {"root:0": SOURCE, "root:1": SOURCE},
+    d.HelperInLoop: {"root:0": SOURCE, "root:1": SOURCE},
+    d.HelperOfHelper: {"root:0": SOURCE, "root:1": SOURCE},
+    d.LoopInHelper: {"root:0": SOURCE, "root:1": SOURCE},
+    d.Choice: {"root": SOURCE},
+    d.Static: {"root:0": SOURCE, "root:1": SOURCE},
+    d.PlainObject: {"root": SOURCE},
+    d.Lambda: {"root:0": SOURCE, "root:1": SOURCE},
+    d.LocalLambda: {"root:0": SOURCE, "root:1": SOURCE},
+    d.Partial: {"root:0": SOURCE, "root:1": SOURCE},
+    d.Table: {"root": SOURCE},
+    d.Inherited: {"root": SOURCE},
+    d.InheritedByName: {"root": SOURCE},
+    d.InheritedTwice: {"root": SOURCE},
+    d.InheritedMethod: {"root:0": SOURCE, "root:1": SOURCE},
+    d.ByName: {"root": SOURCE},
+    d.Lines: {"root:0": SOURCE, "root:1": SOURCE},
+    d.MethodInLoop: {"root:0": SOURCE, "root:1": SOURCE},
+    d.Decorated: {"root": SOURCE},
+    d.DecoratedTwice: {"root": SOURCE},
+    d.DecoratedMethod: {"root": SOURCE},
+    d.DecoratedHelper: {"root": SOURCE},
+    d.CheckpointedHelper: {"root": SOURCE},
+    d.CheckpointedLocal: {"root:0": SOURCE, "root:1": "identity", "root:2": SOURCE},
+    d.CheckpointedLambda: {"root": SOURCE},
+    d.CheckpointedMethod: {"root:0": SOURCE, "root:1": SOURCE},
+    d.ReentrantHelper: {"root": SOURCE},
+    d.ReentrantLambda: {"root": SOURCE},
+    d.ReentrantMethod: {"root:0": SOURCE, "root:1": SOURCE},
+    d.InContainer: {"blocks.0": SOURCE, "blocks.1": SOURCE},
+    d.ThroughChildren: {"neck": SOURCE},
+    d.SharedLayer: {"up": "feature => module"},
+    d.SharedBlock: {"block": SOURCE},
+    d.DeepSupervision: {"root:0": SOURCE, "root:1": SOURCE},
+    d.TrainOnly: {"merge": SOURCE},
+    d.UntilLarge: {"root": SOURCE},
+    d.Records: {"root:0": "identity", "root:1": SOURCE, "root:2": SOURCE},
+    d.KeywordsOnly: {"root": SOURCE},
+    d.Anisotropic: {"up": "feature => module", "root:0": "feature => graph", "root:1": "feature => graph"},
+    d.FixedLayer: {"rounds": SOURCE, "fixed": SOURCE, "listed": SOURCE},
+}
+#: Whose instances cannot be pickled as they are: they hold lambdas.
+UNPICKLABLE = {d.Lambda}
+
+
+def build(cls: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return cls().eval()
+
+
+def given(model: nn.Module, number: int) -> Arguments:
+    torch.manual_seed(number)
+    side = {0: (1, 3, 24, 32), 1: (3, 3, 32, 48), 2: (2, 3, 48, 24), 3: (2, 3, 32, 48)}[number]
+    image = torch.randn(*side)
+    return ((), {"image": image}) if isinstance(model, d.KeywordsOnly) else ((image,), {})
+
+
+@pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+def test_all_checks(cls: type[nn.Module]) -> None:
+    case = Case(
+        "idioms", cls.__name__, lambda: build(cls), given, lambda model: given(model, 3), 3, MODELS[cls], inferred=False
+    )
+    for check in checks.Run(case).checks().values():
+        check()
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of the reentrant checkpoint
+@pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+def test_copies_pickles_and_plans(cls: type[nn.Module]) -> None:
+    args, kwargs = given(build(cls), 1)
+    patched = upswap.patch(build(cls), given(build(cls), 0))
+    training = cls is d.TrainOnly
+    plan = upswap.Plan.from_json(upswap.plan_of(patched).to_json())
+    replayed = upswap.patch(build(cls), plan=plan)
+    replayed.load_state_dict(patched.state_dict(), strict=True)
+    with torch.no_grad():
+        for parameter in upswap.parameters(patched):
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        replayed.load_state_dict(patched.state_dict(), strict=True)
+        expected = checks.outputs(patched.train(training), (args, kwargs))
+        plain = checks.outputs(build(cls).train(training), (args, kwargs))
+        assert any((a - b).abs().max() > 1e-3 for a, b in zip(plain, expected, strict=True)), (
+            "the upsamplers are not in use"
+        )
+        again = [copy.deepcopy(patched), replayed]
+        if cls not in UNPICKLABLE:
+            again.append(pickle.loads(pickle.dumps(patched)))
+        for model in again:
+            checks.assert_equal(checks.outputs(model.train(training), (args, kwargs)), expected)
+            assert upswap.plan_of(model) == upswap.plan_of(patched)
+            assert type(upswap.unpatch(model)) is cls
+            checks.assert_equal(checks.outputs(model, (args, kwargs)), plain)
+
+
+#: What torch.compile itself refuses: the original does not compile whole either.
+UNCOMPILED = {d.ReentrantHelper, d.ReentrantLambda, d.ReentrantMethod, d.UntilLarge}
+
+
+@pytest.mark.parametrize("cls", [cls for cls in MODELS if cls not in UNCOMPILED], ids=lambda cls: cls.__name__)
+def test_compiles_whole(cls: type[nn.Module]) -> None:
+    original = build(cls)
+    patched = upswap.patch(build(cls), given(original, 0))
+    torch._dynamo.reset()
+    compiled = torch.compile(patched, fullgraph=True, backend="eager")
+    for number in (0, 1):
+        args, kwargs = given(original, number)
+        with torch.no_grad():
+            got: Any = compiled(*args, **kwargs)
+        checks.assert_close(upswap.flow.tensors_in(got), checks.outputs(original, (args, kwargs)), 1e-5)
