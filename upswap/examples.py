@@ -31,8 +31,7 @@ SHORT_SIDE = 32
 WORDS = 8
 
 _HOW = (
-    "pass example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or (args, kwargs) "
-    "(on the command line, name a Python function that makes the model and its inputs)"
+    "pass example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or (args, kwargs)"
 )
 
 

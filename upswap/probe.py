@@ -130,6 +130,7 @@ def _running(model: nn.Module, inputs: Inputs, fake: bool, training: bool) -> It
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # what the model has to say of its own runs it will say in use
         # No gradients are computed, because nothing requires any; turned off, one could not see where the model does so.
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for parameter in model.parameters():
             parameter.requires_grad_(False)
