@@ -23,8 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import upswap
+from upswap.examples import images_of
 from upswap.flow import tensors_in
-from upswap.inputs import map_tensors
+from upswap.inputs import Inputs, map_tensors
 from zoos.case import Arguments, Case
 
 Given = torch.Tensor | Arguments
@@ -123,7 +124,7 @@ def check_training(original: nn.Module, patched: nn.Module, given: Given, tolera
     try:
         old = _trained(original, given, torch.float64, backward=True)
         tolerance, sharp = 1e-9, 1e-7
-    except RuntimeError:
+    except Exception:  # noqa: BLE001 - it did run in float32
         old = _trained(original, given, torch.float32, backward=True)
         sharp = 1e-3
     new = _trained(patched, given, old.dtype, backward=True)
@@ -157,17 +158,12 @@ class _Trained:
 
 def _trained(model: nn.Module, given: Given, dtype: torch.dtype, backward: bool = False) -> _Trained:
     model = copy.deepcopy(model).to(dtype).train()
-    leaves: list[torch.Tensor] = []
-
-    def leaf(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        if tensor.is_floating_point() and tensor.dim() >= 3:
-            leaves.append(tensor.clone().requires_grad_())
-            return leaves[-1]
-        return tensor
-
+    args, kwargs = map_tensors(arguments(given), lambda t: t.to(dtype) if t.is_floating_point() else t)
+    leaves = images_of(Inputs(args, kwargs))
+    for leaf in leaves:
+        leaf.requires_grad_()
     with default_dtype(dtype):
-        found = outputs(model, map_tensors(arguments(given), leaf))
+        found = outputs(model, (args, kwargs))
         if backward:
             loss_of(found).backward()
     return _Trained(
@@ -493,11 +489,11 @@ class Run:
             check_training(self.original, self.patched, self.case.training(self.original), self.case.tolerance)
 
     def learning(self) -> None:
-        """As `check_learning`; in eval mode for a case that cannot be trained."""
-        if self.case.training is None:
-            check_learning(self.patched, self.batches[0], train=False)
-        else:
+        """As `check_learning`; in eval mode for a case that cannot be trained, unless it turns gradients off by itself."""
+        if self.case.training is not None:
             check_learning(self.patched, self.case.training(self.original))
+        elif any(tensor.requires_grad for tensor in outputs(self.original, self.batches[0])):
+            check_learning(self.patched, self.batches[0], train=False)
 
 
 @contextlib.contextmanager

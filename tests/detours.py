@@ -62,7 +62,7 @@ class HelperTwice(Base):
 
 
 class HelperInLoop(Base):
-    """The helper resizes two of the three."""
+    """The helper resizes two of the three, whichever those are."""
 
     def forward(self, image):
         high, low = self.both(image)

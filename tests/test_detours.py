@@ -21,7 +21,7 @@ SOURCE = "feature => source"
 MODELS: dict[type[nn.Module], dict[str, str]] = {
     d.Helper: {"root": SOURCE},
     d.HelperTwice: {"root:0": SOURCE, "root:1": SOURCE},
-    d.HelperInLoop: {"root:0": SOURCE, "root:1": SOURCE},
+    d.HelperInLoop: {"root": SOURCE},  # which of the runs resizes follows the shapes
     d.HelperOfHelper: {"root:0": SOURCE, "root:1": SOURCE},
     d.LoopInHelper: {"root:0": SOURCE, "root:1": SOURCE},
     d.Choice: {"root": SOURCE},

@@ -78,10 +78,37 @@ def test_comparing_with_a_capture_needs_one_model_in_memory() -> None:
     assert not compare(captured, model).ok
 
 
+def test_where_a_detector_finds_nothing_feature_maps_are_compared() -> None:
+    class Finder(Pair):
+        def forward(self, x: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+            return [{"boxes": super().forward(x)["map"].new_zeros(0, 4)}]
+
+    model, other = Finder(), Finder()
+    other.load_state_dict(model.state_dict())
+    report = upswap.verify(model, other)
+    assert report.ok
+    assert len(report.rows) == 6  # two maps and the boxes, at two sizes
+    with torch.no_grad():
+        other.norm.bias += 1
+    assert not upswap.verify(model, other).ok
+    assert not model.conv._forward_hooks
+
+
+def test_lists_of_images_are_compared_at_two_sizes() -> None:
+    class Listed(Pair):
+        def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            return [super(Listed, self).forward(image[None]) for image in images]
+
+    model = Listed()
+    report = upswap.verify(model, copy.deepcopy(model), ([torch.randn(3, 32, 32)],))
+    assert report.ok
+    assert len({row.inputs for row in report.rows}) == 2
+
+
 def test_nothing_compared_is_not_ok() -> None:
     class Silent(Pair):
         def forward(self, x: torch.Tensor) -> None:
-            super().forward(x)
+            return
 
     assert not upswap.Report(()).ok
     with pytest.raises(upswap.InputError, match="no tensors"):

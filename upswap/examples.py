@@ -8,6 +8,8 @@ likely first; whoever wants inputs tries them until the model runs (`probe.first
 from __future__ import annotations
 
 import inspect
+import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,9 +22,10 @@ from .inputs import Inputs, map_tensors
 
 Size = tuple[int, int]
 
-#: Sides tried, in pixels, until the model runs. Small first: cost grows with the area. Multiples of 32 suit every stride up to
-#: 32; 224, 256, 384, 448, 512 and 518 are the sides that fixed-size transformers are built for.
-SIDES = (64, 128, 224, 256, 384, 448, 512, 518)
+#: Sides tried, in pixels, until the model runs, the cheapest that mostly do before the others: cost grows with the area, and
+#: smaller images leave too little of the deeper maps. Multiples of 32 suit every stride up to 32; 224, 256, 384, 448, 512 and
+#: 518 are the sides that fixed-size transformers are built for.
+SIDES = (64, 128, 32, 224, 256, 384, 448, 512, 518)
 
 #: The short side of images for models that resize their images themselves, and so decide their size by the long one.
 SHORT_SIDE = 32
@@ -30,9 +33,7 @@ SHORT_SIDE = 32
 #: Words in a made-up text; texts shorter than this are cut to what the model takes.
 WORDS = 8
 
-_HOW = (
-    "pass example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or (args, kwargs)"
-)
+_HOW = "pass example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or (args, kwargs)"
 
 
 class Recipe(NamedTuple):
@@ -58,8 +59,16 @@ def candidates(model: nn.Module, size: int | Size | None = None) -> Iterator[Inp
             f"{type(model).__name__} has no convolution to read the number of input channels from, and upswap does not know its "
             f"library; its forward takes {_signature(model)}: {_HOW}"
         )
-    for height, width in recipe.sizes if size is None else [size]:
-        yield from recipe.make(height, width)
+    sizes = recipe.sizes if size is None else [size]
+    for choice in itertools.count():
+        # The likeliest at every size first: what has too few channels fails at once, an image too small only in the depths.
+        more = False
+        for height, width in sizes:
+            for inputs in itertools.islice(recipe.make(height, width), choice, choice + 1):
+                more = True
+                yield inputs
+        if not more:
+            return
 
 
 def example_inputs_for(model: nn.Module, size: int | Size | None = None) -> Inputs:
@@ -76,9 +85,10 @@ def enlarged(inputs: Inputs, *, height: bool = True) -> Inputs:
     Images are tensors (N, C, H, W) of floats, or with more dimensions before these, and images (C, H, W) in a list; masks
     of their height and width grow with them. Sides grow by half where that keeps multiples of 32, else by 32, and become
     twice as long where they were no multiples. Only the short side of an image grows where the other is four times as
-    long: models that resize their images to a longest side would make the rest of it the same again.
+    long: models that resize their images to a longest side would make the rest of it the same again. A list of images that is
+    the only argument gets one more.
     """
-    images = _images(inputs)
+    images = images_of(inputs)
     grids = {tuple(image.shape[-2:]) for image in images}
     chosen = set(map(id, images))
     generator = torch.Generator().manual_seed(0)
@@ -88,8 +98,8 @@ def enlarged(inputs: Inputs, *, height: bool = True) -> Inputs:
         if not is_image and (tensor.is_floating_point() or tensor.dim() != 3 or tuple(tensor.shape[-2:]) not in grids):
             return tensor
         old_height, old_width = tensor.shape[-2:]
-        grow_height = height and old_height <= 4 * old_width
         grow_width = old_width <= 4 * old_height
+        grow_height = (height or not grow_width) and old_height <= 4 * old_width
         shape = (
             *tensor.shape[:-2],
             _grown(old_height) if grow_height else old_height,
@@ -99,7 +109,17 @@ def enlarged(inputs: Inputs, *, height: bool = True) -> Inputs:
             return torch.ones(shape, dtype=tensor.dtype, device=tensor.device)
         return torch.randn(shape, generator=generator).to(device=tensor.device, dtype=tensor.dtype)
 
-    return inputs.map(larger)
+    return _one_more(inputs.map(larger))
+
+
+def _one_more(inputs: Inputs) -> Inputs:
+    """With one more image, where the only argument is a list of them: what a model does for each image, it does more often."""
+    if len(inputs.args) != 1 or inputs.kwargs or not isinstance(inputs.args[0], list):
+        return inputs
+    images = inputs.args[0]
+    if not images or not all(isinstance(image, torch.Tensor) and image.dim() == 3 for image in images):
+        return inputs
+    return Inputs(([*images, images[-1].flip(-1)],), {})
 
 
 def _grown(side: int) -> int:
@@ -108,7 +128,7 @@ def _grown(side: int) -> int:
     return side * 3 // 2 if side % 64 == 0 else side + 32
 
 
-def _images(inputs: Inputs) -> list[torch.Tensor]:
+def images_of(inputs: Inputs) -> list[torch.Tensor]:
     """The images among the arguments: float tensors of four or more dimensions, and those of three that stand in a list."""
     found: list[torch.Tensor] = []
 
@@ -136,7 +156,7 @@ def training_inputs(model: nn.Module, inputs: Inputs) -> Inputs:
     """
     if _is_of(model, "torchvision.models.detection"):
         return _detection_targets(model, inputs)
-    images = _images(inputs)
+    images = images_of(inputs)
     if not images or any(len(image) > 1 for image in images):
         return inputs
 
@@ -179,7 +199,7 @@ def transformers_model(model: nn.Module) -> Recipe | None:
     channels = _setting(config, "num_channels", "in_channels", "in_chans") or next(iter(_channels(model)), 3)
     frames = _setting(config, "num_frames", "frames_per_clip") or 2
     vocabulary = _setting(config, "vocab_size", "text_encoder_vocab_size") or 2
-    words = min(WORDS, _setting(config, "max_position_embeddings") or WORDS)
+    words = min(WORDS, *(_setting(config, name) or WORDS for name in ("max_position_embeddings", "max_text_len")))
 
     def argument(name: str, image: tuple[int, ...]) -> Any:
         if name in ("pixel_values", "pixel_values_videos", "prompt_pixel_values", "prompt_masks", "inputs"):
@@ -208,11 +228,12 @@ def transformers_model(model: nn.Module) -> Recipe | None:
 
     def make(height: int, width: int) -> Iterator[Inputs]:
         if unknown:
-            raise _needs(model, unknown)
-        image = (channels, height, width)
-        one, several = (1, *image), (1, frames, *image)  # a video, or a pair of images to be matched
-        for shape in (several, one) if main == "pixel_values_videos" else (one, several):
-            for choice in choices:
+            raise _needs(model, plain, unknown)
+        # SegGPT sets its image below its prompt, and sizes itself for both.
+        image = (channels, height // 2 if "prompt_pixel_values" in plain else height, width)
+        tries = [(1, *image)] * len(choices), [(1, frames, *image)]  # a video, or a pair of images to be matched
+        for shapes in tries if main != "pixel_values_videos" else tries[::-1]:
+            for shape, choice in zip(shapes, choices, strict=False):
                 yield Inputs((), {name: argument(name, shape) for name in choice})
 
     return Recipe(_sizes(model), make)
@@ -241,12 +262,15 @@ def image_model(model: nn.Module) -> Recipe | None:
     names = required or optional[:1] or ["x"]
     unknown = [name for name in names[1:] if not (_IMAGE.fullmatch(name) or _STEP.fullmatch(name))]
     keyword_only = _keyword_only(model)
+    counts = _channels(model, dimensions)
+    images = len(names) - sum(map(bool, map(_STEP.fullmatch, names[1:])))
+    counts += [count // images for count in counts if images > 1 and count % images == 0]  # stacked by the model
 
     def make(height: int, width: int) -> Iterator[Inputs]:
         if unknown:
-            raise _needs(model, unknown)
-        grid = {1: (width,), 2: (height, width), 3: (min(height, width),) * 3}[dimensions]
-        for channels in _channels(model, dimensions):
+            raise _needs(model, names, unknown)
+        grid = (min(height, width), height, width)[-dimensions:]
+        for channels in counts:
             values = {
                 name: maker.steps(1) if _STEP.fullmatch(name) and name != names[0] else maker.image(1, channels, *grid)
                 for name in names
@@ -254,7 +278,10 @@ def image_model(model: nn.Module) -> Recipe | None:
             args = tuple(value for name, value in values.items() if name not in keyword_only)
             yield Inputs(args, {name: value for name, value in values.items() if name in keyword_only})
 
-    return Recipe(_sizes(model), make)
+    sizes = _sizes(model)
+    if dimensions == 3:  # a cube costs its side more than a square does
+        sizes = [(height // 2, width // 2) for height, width in sizes]
+    return Recipe(sizes, make)
 
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d, 1: nn.Conv1d}
@@ -297,11 +324,10 @@ def _signature(model: nn.Module) -> str:
     return f"({', '.join(str(p.replace(annotation=p.empty)) for p in parameters)})"
 
 
-def _needs(model: nn.Module, unknown: Sequence[str]) -> InputError:
-    required, _ = _parameters(model)
-    example = ", ".join(f"{name!r}: ..." for name in required)
+def _needs(model: nn.Module, names: Sequence[str], unknown: Sequence[str]) -> InputError:
+    example = ", ".join(f"{name!r}: ..." for name in names)
     return InputError(
-        f"the forward of {type(model).__name__} requires {', '.join(required)}, and upswap cannot make up {', '.join(unknown)}; "
+        f"the forward of {type(model).__name__} needs {', '.join(names)}, and upswap cannot make up {', '.join(unknown)}; "
         f"pass example_inputs={{{example}}} (or a tuple of positional arguments, or (args, kwargs))"
     )
 
@@ -316,7 +342,7 @@ def _channels(model: nn.Module, dimensions: int = 2) -> list[int]:
 
 
 def _sizes(model: nn.Module) -> list[Size]:
-    """The sizes to try, by area: `SIDES`, those the model's own settings name, and whole numbers of its patches."""
+    """The sizes to try, in order: `SIDES`, those the model's own settings name, and whole numbers of its patches."""
     declared = map(_as_size, (*_settings(model, "image_size", "img_size"), *_timm_shapes(model)))
     sizes = {(side, side) for side in SIDES}
     sizes |= {size for size in declared if size and min(size) >= 8 and max(size) <= 2048}
@@ -326,7 +352,7 @@ def _sizes(model: nn.Module) -> list[Size]:
             sizes.add((patch * -(-SIDES[0] // patch),) * 2)
         if 128 < patch <= 512:  # a tile, of an image that is cut at several scales (Depth Pro)
             sizes.add((4 * patch,) * 2)
-    return sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return sorted(sizes, key=lambda size: (abs(math.log(size[0] * size[1] / SIDES[0] ** 2)), size))
 
 
 def _as_size(value: Any) -> Size | None:

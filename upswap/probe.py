@@ -166,12 +166,17 @@ def first_that_runs(model: nn.Module, tries: Iterator[Inputs]) -> Observation:
     failures: list[str] = []
     last: BaseException | None = None
     for inputs in tries:
-        try:
-            return observe(model, inputs, fake=needs_fake(model, inputs))
-        except ModelFailed as error:
-            shapes = ", ".join("x".join(map(str, t.shape)) for t in inputs.tensors())
-            failures.append(f"  {shapes}: {error}")
-            last = error.__cause__
+        # A model that looks at values fails on fake ones, large inputs or not.
+        for fake in (True, False) if needs_fake(model, inputs) else (False,):
+            try:
+                return observe(model, inputs, fake=fake)
+            except ModelFailed as error:
+                if fake and not _on_meta(model, inputs):
+                    continue
+                shapes = ", ".join("x".join(map(str, t.shape)) for t in inputs.tensors())
+                failures.append(f"  {shapes}: {error}")
+                last = error.__cause__
+                break
     raise InputError(
         f"{type(model).__name__} ran on none of the inputs tried; pass example_inputs (or --input-size) that it takes:\n"
         + "\n".join(failures)
@@ -180,10 +185,11 @@ def first_that_runs(model: nn.Module, tries: Iterator[Inputs]) -> Observation:
 
 def needs_fake(model: nn.Module, inputs: Inputs) -> bool:
     """Whether a real run would cost memory or time worth avoiding, or cannot be had."""
-    tensors = inputs.tensors()
-    return sum(t.numel() for t in tensors) > REAL_LIMIT or any(
-        t.is_meta for t in (*model.parameters(), *model.buffers(), *tensors)
-    )
+    return sum(t.numel() for t in inputs.tensors()) > REAL_LIMIT or _on_meta(model, inputs)
+
+
+def _on_meta(model: nn.Module, inputs: Inputs) -> bool:
+    return any(t.is_meta for t in (*model.parameters(), *model.buffers(), *inputs.tensors()))
 
 
 class _Recorder(TorchFunctionMode):
@@ -197,6 +203,8 @@ class _Recorder(TorchFunctionMode):
         self.stack: list[Entry] = [Entry(model, "", inputs.args, inputs.kwargs)]
         self.forwards: dict[str, Any] = {}
         self.called: set[str] = set()
+        #: Whether gradients were on in any module below the model itself.
+        self.gradients = False
         #: The code that stands around every module's forward while the recorder watches.
         self.boundary: CodeType = nn.Module.__call__.__code__
         self._seen: list[tuple[Call, Node]] = []
@@ -254,6 +262,8 @@ class _Recorder(TorchFunctionMode):
         outputs = set(map(id, self.flow.outputs))
         for call, node in self._seen:
             call.pooled = bool(node.inputs) and node.inputs[0].is_pooled()
+        # A model that runs all of itself without gradients is made for inference, and that says nothing of a single call.
+        always = not self.gradients
         for call, node in self._seen:
             call.kind, call.reason = kind_of(
                 node,
@@ -262,7 +272,7 @@ class _Recorder(TorchFunctionMode):
                 call.arguments["mode"],
                 antialias=call.arguments["antialias"],
                 is_output=id(node) in outputs,
-                without_gradients=call.without_gradients,
+                without_gradients=call.without_gradients and not always,
             )
         return [call for call, _ in self._seen]
 
@@ -292,6 +302,7 @@ def _module_calls(recorder: _Recorder) -> Iterator[None]:
         if path is None:
             return original(module, *args, **kwargs)
         recorder.called.add(path)
+        recorder.gradients |= bool(path) and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         above = recorder.stack[-1]
         recorder.stack.append(Entry(module, path, args, kwargs))
         try:

@@ -62,7 +62,7 @@ def _why_kept(site: Site, options: Options) -> str | None:
         return f"excluded by {excluded!r}"
     if site.antialias or site.mode not in MODES:
         return f"mode {site.mode!r}{' with antialias' if site.antialias else ''} has no sampling equivalent"
-    if min(site.scale) < 1:
+    if min(site.scale) < 1 or max(site.scale) <= 1:
         return "does not make its input larger at the example size"
     if site.kind == "context" and site.fixed_ratio is not True:
         return f"{site.reason}; no fixed ratio to learn an upsampler for"

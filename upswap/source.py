@@ -19,6 +19,7 @@ _COMPREHENSIONS: dict[type, str] = {
     ast.DictComp: "<dictcomp>",
     ast.GeneratorExp: "<genexpr>",
 }
+_SHAPES = ("shape", "size", "numel")
 
 
 class Function(NamedTuple):
@@ -65,6 +66,17 @@ def call_at(code: CodeType, position: tuple[int | None, ...]) -> ast.Call:
     raise RewriteError(
         f"{code.co_qualname} leads there at line {position[0]} by something else than a call (a property, an operator)"
     )
+
+
+def asks_for_shapes(code: CodeType) -> bool:
+    """Whether a function has a branch whose test mentions a shape or size; True where its source cannot be had."""
+    try:
+        node = function_node(code)
+    except RewriteError:
+        return True
+    tests = [part.test for part in ast.walk(node) if isinstance(part, ast.If | ast.IfExp | ast.While)]
+    tests += [test for part in ast.walk(node) if isinstance(part, ast.comprehension) for test in part.ifs]
+    return any(isinstance(part, ast.Attribute) and part.attr in _SHAPES for test in tests for part in ast.walk(test))
 
 
 def _covers(node: FunctionNode, code: CodeType) -> bool:

@@ -12,8 +12,9 @@ from .errors import InputError, RewriteError
 from .examples import candidates, enlarged, training_inputs
 from .inputs import Inputs, as_inputs
 from .locate import locate
-from .probe import Call, ModelFailed, Observation, first_that_runs, needs_fake, observe
+from .probe import Call, ModelFailed, Observation, first_that_runs, observe
 from .sites import Location, Site
+from .source import asks_for_shapes
 from .trail import Hop, Place
 from .training import training_matters
 
@@ -48,7 +49,7 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
     else:
         first = first_that_runs(model, iter([as_inputs(example_inputs)]))
     # Wider only, which costs less and shows as much; larger both ways for a model that takes square images only.
-    second = _second(model, first.inputs, height=False) or _second(model, first.inputs, height=True)
+    second = _second(model, first, height=False) or _second(model, first, height=True)
     trained, hint = _trained(model, first) if training_matters(model, first.called) else (None, None)
     sites, unlocated = _sites(model, first, second, trained)
     runs = [first] if trained is None else [first, trained]
@@ -62,10 +63,10 @@ def learned_upsampling(model: nn.Module) -> list[str]:
     ]
 
 
-def _second(model: nn.Module, inputs: Inputs, *, height: bool) -> Observation | None:
+def _second(model: nn.Module, first: Observation, *, height: bool) -> Observation | None:
     try:
-        return first_that_runs(model, iter([enlarged(inputs, height=height)]))
-    except InputError:
+        return observe(model, enlarged(first.inputs, height=height), fake=first.fake)
+    except ModelFailed:
         return None
 
 
@@ -73,7 +74,7 @@ def _trained(model: nn.Module, first: Observation) -> tuple[Observation | None, 
     """A run in train mode, or why there is none."""
     try:
         inputs = training_inputs(model, first.inputs)
-        return observe(model, inputs, fake=needs_fake(model, inputs), training=True), None
+        return observe(model, inputs, fake=first.fake, training=True), None
     except (InputError, ModelFailed) as error:
         return None, f"it was run in eval mode only, because in train mode it fails on the example inputs: {error}"
 
@@ -127,7 +128,11 @@ def _sites(
 
 
 def _varying(first: list[Call], second: list[Call]) -> set[tuple[str, tuple[Hop, ...]]]:
-    """The calls that run a number of times that follows the input: once a detection, or until a map is large enough."""
+    """The calls that run a number of times that follows the input: once a detection, or for the maps that need it.
+
+    They are those that two input sizes show to, and those in a loop of a function that asks for a shape: which of its runs is
+    for which map could change with the input, though their number is the same.
+    """
 
     def counts(calls: list[Call]) -> dict[tuple[str, tuple[Hop, ...]], int]:
         found: dict[tuple[str, tuple[Hop, ...]], int] = {}
@@ -136,8 +141,11 @@ def _varying(first: list[Call], second: list[Call]) -> set[tuple[str, tuple[Hop,
             found[key] = max(found.get(key, 0), (call.place.occurrence or 0) + 1)
         return found
 
-    then = counts(second)
-    return {key for key, count in counts(first).items() if key[1] and then.get(key, count) != count}
+    now, then = counts(first), counts(second)
+    differ = {key for key, count in now.items() if key[1] and then.get(key, count) != count}
+    return differ | {
+        key for key, count in now.items() if count > 1 and any(asks_for_shapes(hop.code) for hop in key[1])
+    }
 
 
 def _site(

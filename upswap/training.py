@@ -11,32 +11,28 @@ _RESIZES = ("interp", "upsampl", "resize", "upscale", "rescale")
 
 
 def training_matters(model: nn.Module, called: set[str]) -> bool:
-    """Whether some module's own code reads `training`, and names a resize or has children that eval mode did not run.
+    """Whether some module's own code reads `training`, and names a resize or has parts that can resize and did not run in
+    eval mode.
 
     `called` are the paths of the modules that ran in eval mode. Layers that only drop or normalise in train mode read it
     too, but do neither.
     """
-    classes: dict[type, set[str]] = {}
+    names: dict[type, set[str]] = {}
+    resizing: list[str] = []
+    reading: list[str] = []
     for path, module in model.named_modules():
         cls = type(module)
         if cls.__module__.startswith("torch."):
+            if isinstance(module, nn.Upsample) and path not in called:
+                resizing.append(path)
             continue
-        if cls not in classes:
-            classes[cls] = set().union(*names_by_function(cls))
-        if "training" in classes[cls] and (
-            any(part in name.lower() for name in classes[cls] for part in _RESIZES)
-            or _has_idle_children(module, path, called)
-        ):
-            return True
-    return False
-
-
-def _has_idle_children(module: nn.Module, path: str, called: set[str]) -> bool:
-    """Whether a module below, which is no container, did not run."""
-    prefix = f"{path}." if path else ""
-    return any(
-        below
-        and not isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-        and f"{prefix}{below}" not in called
-        for below, child in module.named_modules()
-    )
+        if cls not in names:
+            names[cls] = set().union(*names_by_function(cls))
+        resizes = any(part in name.lower() for name in names[cls] for part in _RESIZES)
+        if "training" in names[cls]:
+            if resizes:
+                return True
+            reading.append(path)
+        if resizes and path not in called:
+            resizing.append(path)
+    return any(path.startswith(f"{above}." if above else "") for path in resizing for above in reading)

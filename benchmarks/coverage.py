@@ -1,0 +1,251 @@
+"""What upswap covers: every model of every zoo in `tests/zoos`, patched and checked, as a table.
+
+    python benchmarks/coverage.py [--zoo timm] [--match hrnet] [--jobs 2] [--json FILE] [--markdown]
+
+The models have random weights, tiny configurations and small images, but for the hosts of the DySample paper, which have their
+real ones. The checks are those of `tests/checks.py`. Models run in worker processes: one that crashes or hangs costs itself
+alone. The exit status is 1 where anything failed. The table in the README is what `--markdown` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.metadata
+import json
+import multiprocessing
+import queue
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from upswap.sites import KINDS
+
+TESTS = str(Path(__file__).resolve().parents[1] / "tests")
+CHECKS = ("patch", "sites", "step 0", "stand-ins", "graphs", "keys", "training", "learning", "unpatch")
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of one model. `checks` maps a check to "" where it passed, else to what went wrong."""
+
+    zoo: str
+    name: str
+    seconds: float = 0.0
+    #: (site name, kind, route or None where it is kept)
+    sites: list[tuple[str, str, str | None]] = dataclasses.field(default_factory=list)
+    checks: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """The checks that failed."""
+        return {check: problem for check, problem in self.checks.items() if problem}
+
+
+def examine(zoo: str, name: str) -> Outcome:
+    """Patch one model and make all checks on it."""
+    import checks
+
+    outcome, start = Outcome(zoo, name), time.perf_counter()
+    (case,) = (case for case in checks.cases_of(zoo) if case.name == name)
+    try:
+        run = checks.Run(case)
+    except BaseException as error:  # noqa: BLE001 - whatever it is goes into the report
+        outcome.checks["patch"] = _words(error)
+    else:
+        outcome.checks["patch"] = ""
+        outcome.sites = [(site.name, site.kind, site.route if site.swap else None) for site in run.plan.sites]
+        for check, make in run.checks().items():
+            try:
+                make()
+            except BaseException as error:  # noqa: BLE001 - as above; pytest's failures are no Exceptions
+                outcome.checks[check] = _words(error)
+            else:
+                outcome.checks[check] = ""
+    outcome.seconds = round(time.perf_counter() - start, 1)
+    return outcome
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _serve(pipe: Connection) -> None:
+    """A worker process: examine the models that come through the pipe."""
+    import torch
+
+    sys.path.insert(0, TESTS)
+    torch.set_num_threads(1)
+    while (order := pipe.recv()) is not None:
+        pipe.send(examine(*order))
+        gc.collect()
+
+
+class Worker:
+    """A process that examines one model after the other, replaced by a new one when it dies or hangs."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def examine(self, zoo: str, name: str) -> Outcome:
+        """The outcome for a model, also where the process did not survive it."""
+        start = time.perf_counter()
+        self._pipe.send((zoo, name))
+        try:
+            if self._pipe.poll(self.limit):
+                return self._pipe.recv()
+            problem = f"not done after {self.limit:g} s"
+        except (EOFError, OSError):
+            problem = "the process died"
+        self._process.kill()
+        self._process.join()
+        problem += f" (exit code {self._process.exitcode})"
+        self._start()
+        return Outcome(zoo, name, round(time.perf_counter() - start, 1), checks={"patch": problem})
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send(None)
+        self._process.join(10)
+        self._process.kill()
+
+
+def examine_all(models: Sequence[tuple[str, str]], jobs: int, limit: float, console: Console) -> list[Outcome]:
+    """The outcome of every model, in the order given."""
+    waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+    for model in models:
+        waiting.put(model)
+    outcomes: dict[tuple[str, str], Outcome] = {}
+
+    def work() -> None:
+        worker = Worker(limit)
+        while True:
+            try:
+                model = waiting.get_nowait()
+            except queue.Empty:
+                break
+            outcomes[model] = outcome = worker.examine(*model)
+            progress.advance(task)
+            if outcome.failures:
+                console.print(f"[red]failed[/] {outcome.zoo} {outcome.name}: {', '.join(outcome.failures)}")
+        worker.close()
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("models", total=len(models))
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(jobs, len(models)))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return [outcomes[model] for model in models]
+
+
+def column_of(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """What there is to say of some models, a line each: counts, and for a check how many passed and how many failed."""
+    sites = [site for outcome in outcomes for site in outcome.sites]
+    routes = Counter(route for _, _, route in sites if route is not None)
+    kept = Counter(kind for _, kind, route in sites if route is None)
+    column = {
+        "models": len(outcomes),
+        "with something swapped": sum(any(route for _, _, route in outcome.sites) for outcome in outcomes),
+        "sites": len(sites),
+        "swapped": routes.total(),
+        **{f"by the {route} route": routes[route] for route in ("module", "graph", "source")},
+        "kept": kept.total(),
+        **{f"kept: {kind}": kept[kind] for kind in KINDS},
+    }
+    for check in CHECKS:
+        results = [not outcome.checks[check] for outcome in outcomes if check in outcome.checks]
+        failed = results.count(False)
+        column[f"check: {check}"] = f"{results.count(True)}, {failed} failed" if failed else results.count(True)
+    return {line: str(value) for line, value in column.items()}
+
+
+def table_of(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """The headings, then a line for each thing counted, with a column for each zoo and one for all; no lines of zeros."""
+    zoos = list(dict.fromkeys(outcome.zoo for outcome in outcomes))
+    columns = [column_of([outcome for outcome in outcomes if outcome.zoo == zoo]) for zoo in zoos]
+    if len(zoos) > 1:
+        zoos.append("all")
+        columns.append(column_of(outcomes))
+    lines = [[line, *(column[line] for column in columns)] for line in columns[0]]
+    return [["", *zoos], *(line for line in lines if any(cell != "0" for cell in line[1:]))]
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The table in Markdown."""
+    rule = ["---"] + ["---:"] * (len(lines[0]) - 1)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def show(console: Console, lines: Sequence[Sequence[str]], outcomes: Sequence[Outcome]) -> None:
+    """Print the table, and what failed."""
+    table = Table()
+    for number, heading in enumerate(lines[0]):
+        table.add_column(heading, justify="right" if number else "left")
+    for line in lines[1:]:
+        table.add_row(*line, style="red" if any("failed" in cell for cell in line) else None)
+    console.print(table)
+    for outcome in outcomes:
+        for check, problem in outcome.failures.items():
+            console.print(f"[bold]{outcome.zoo} {outcome.name}[/], {check}: ", end="")
+            console.print((problem.splitlines() or [""])[0], markup=False, highlight=False)
+
+
+@click.command(help=(__doc__ or "").split("\n\n", 1)[0])
+@click.option("--zoo", "zoos", multiple=True, help="Only this zoo; may be given several times.")
+@click.option("--match", default="", help="Only models with this in their name.")
+@click.option("--jobs", default=2, show_default=True, help="Worker processes.")
+@click.option("--limit", default=600.0, show_default=True, help="Seconds after which a model is given up.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False), help="Write everything, model by model, to a file."
+)
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table as Markdown.")
+def main(zoos: tuple[str, ...], match: str, jobs: int, limit: float, json_file: str | None, as_markdown: bool) -> None:
+    """Patch and check the models, print the table and what failed."""
+    sys.path.insert(0, TESTS)
+    import checks
+
+    unknown = set(zoos) - set(checks.ZOOS)
+    if unknown:
+        raise click.BadParameter(
+            f"{', '.join(sorted(unknown))}: not one of {', '.join(checks.ZOOS)}", param_hint="--zoo"
+        )
+    models = [(zoo, case.name) for zoo in zoos or checks.ZOOS for case in checks.cases_of(zoo) if match in case.name]
+    twice = [f"{zoo} {name}" for (zoo, name), count in Counter(models).items() if count > 1]
+    if twice or not models:
+        raise click.ClickException(
+            f"two cases of one name: {', '.join(twice)}" if twice else f"no model matches {match!r}"
+        )
+    console = Console(stderr=as_markdown, width=None if sys.stdout.isatty() else 130)
+    outcomes = examine_all(models, jobs, limit, console)
+    lines = table_of(outcomes)
+    if json_file:
+        versions = {library: importlib.metadata.version(library) for library in ("torch", *checks.ZOOS.values())}
+        data = {"versions": versions, "models": [dataclasses.asdict(outcome) for outcome in outcomes]}
+        Path(json_file).write_text(json.dumps(data, indent=1))
+    if as_markdown:
+        click.echo(markdown(lines))
+    show(console, lines, outcomes)
+    sys.exit(any(outcome.failures for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()

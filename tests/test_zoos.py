@@ -1,0 +1,34 @@
+"""Every model of every zoo that is small enough to test: all checks of `checks.Run`, one test a model.
+
+The zoos' other models are for `benchmarks/coverage.py`, which makes the same checks.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import checks
+from zoos.case import Case
+
+
+def cases() -> Iterator[Any]:
+    """The tested cases; of a zoo that is not installed, one that is skipped."""
+    for zoo, library in checks.ZOOS.items():
+        if importlib.util.find_spec(library) is None:
+            yield pytest.param(None, id=zoo, marks=pytest.mark.skip(reason=f"{library} is not installed"))
+        else:
+            yield from (pytest.param(case, id=f"{zoo}-{case.name}") for case in checks.cases_of(zoo) if case.tested)
+
+
+@pytest.mark.parametrize("case", list(cases()))
+def test_a_model_of_a_zoo(case: Case) -> None:
+    for name, check in checks.Run(case).checks().items():
+        try:
+            check()
+        except BaseException as error:
+            error.add_note(f"in the check {name!r} of {case.zoo} {case.name}")
+            raise
