@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import upswap
 from upswap.examples import images_of
 from upswap.flow import tensors_in
-from upswap.inputs import Inputs, map_tensors
+from upswap.inputs import Inputs, copied, map_tensors
 from zoos.case import Arguments, Case
 
 Given = torch.Tensor | Arguments
@@ -39,7 +39,7 @@ def decisions(plan: upswap.Plan) -> dict[str, str]:
 def arguments(given: Given) -> Arguments:
     """A copy of what a model is run on, which it may write to."""
     pair = ((given,), {}) if isinstance(given, torch.Tensor) else given
-    return map_tensors(pair, torch.clone)
+    return copied(pair)
 
 
 def outputs(model: nn.Module, given: Given, seed: int = 0) -> list[torch.Tensor]:
@@ -334,7 +334,7 @@ def _calls_of(model: nn.Module, owners: Sequence[str], given: Given) -> dict[str
     seen: dict[str, Arguments] = {}
 
     def record(path: str, args: Any, kwargs: Any) -> None:
-        seen.setdefault(path, map_tensors((args, kwargs), torch.clone))
+        seen.setdefault(path, copied((args, kwargs)))
 
     handles = [
         model.get_submodule(path).register_forward_pre_hook(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import upswap
-from upswap.inputs import candidates
+from upswap.examples import candidates
 from upswap.probe import first_that_runs, needs_fake, observe
 from upswap.survey import survey
 
@@ -24,6 +24,7 @@ class Net(nn.Module):
         self.last = nn.Conv2d(4, 2, 1)
         self.position = nn.Parameter(torch.zeros(1, 4, 5, 5))
         self.scale = nn.Parameter(torch.ones(1))
+        self.gain = nn.Parameter(torch.ones(3))
         self.body = body
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -36,6 +37,22 @@ def double(x: torch.Tensor, mode: str = "nearest") -> torch.Tensor:
 
 def halve(x: torch.Tensor) -> torch.Tensor:
     return F.max_pool2d(x, 2)
+
+
+def written(x: torch.Tensor) -> torch.Tensor:
+    batch = x.new_zeros(x.shape)
+    for image, place in zip(x, batch, strict=True):
+        place[:, : x.shape[2]].copy_(image)
+    return batch
+
+
+def compared(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x + net.last((x > 0).float().repeat(1, 2, 1, 1))
+
+
+@torch.no_grad()
+def without_gradients(x: torch.Tensor) -> torch.Tensor:
+    return double(x).mean((2, 3), keepdim=True) + double(x)[..., ::2, ::2].sum(1, keepdim=True)
 
 
 BODIES: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
@@ -66,6 +83,28 @@ BODIES: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
     "downsample": ("downsample", lambda net, image, x: net.last(F.interpolate(x, scale_factor=0.5))),
     "sequence": ("sequence", lambda net, image, x: F.interpolate(x.flatten(2), scale_factor=2) * net.scale),
     "volume": ("volume", lambda net, image, x: net.last(F.interpolate(x[:, :, None], scale_factor=(1, 2, 2))[:, :, 0])),
+    "gate that is made smaller": (
+        "gate",
+        lambda net, image, x: net.last(halve(x) * F.interpolate(x, scale_factor=0.5)),
+    ),
+    "feature written into a view": ("feature", lambda net, image, x: net.last(double(written(x)))),
+    "logits with a comparison after them": (
+        "logits",
+        lambda net, image, x: compared(net, double(net.last(x))),
+    ),
+    "image after a norm": (
+        "image",
+        lambda net, image, x: net.first(double(F.batch_norm(image, torch.zeros(3), torch.ones(3), net.gain, net.gain))),
+    ),
+    "post-processing": ("other", lambda net, image, x: net.last(x + without_gradients(x))),
+    "checkpointed": (
+        "feature",
+        lambda net, image, x: net.last(torch.utils.checkpoint.checkpoint(double, x, use_reentrant=True)),
+    ),
+    "parameter of three dimensions": (
+        "parameter",
+        lambda net, image, x: net.last(x) + F.interpolate(net.position.flatten(2), size=9).mean(),
+    ),
     "unused": ("other", lambda net, image, x: (double(x), net.last(x))[1]),
     "bicubic with antialias": (
         "other",
@@ -99,6 +138,25 @@ def test_large_inputs_and_missing_weights_are_probed_without_computing() -> None
     plan = upswap.inspect(model.to("meta"), large)
     assert plan.sites[0].in_shape == (8, 4, 4096, 4096)
     assert plan.sites[0].fixed_ratio is True
+
+
+def test_objects_a_model_is_given_and_changes_are_as_they_were() -> None:
+    class Session:
+        def __init__(self) -> None:
+            self.frames: list[torch.Tensor] = []
+
+    class Remembers(Net):
+        def forward(self, image: torch.Tensor, session: Session) -> torch.Tensor:  # type: ignore[override]
+            if session.frames:
+                return session.frames[0]
+            session.frames.append(super().forward(image))
+            return session.frames[0]
+
+    model, session = Remembers(BODIES["feature"][1]), Session()
+    for _ in range(2):
+        plan = upswap.inspect(model, (torch.randn(1, 3, 16, 16), session))
+        assert [site.kind for site in plan.sites] == ["feature"]
+    assert session.frames == []
 
 
 def test_ratio_that_follows_the_input() -> None:

@@ -32,3 +32,24 @@ def test_a_model_of_a_zoo(case: Case) -> None:
         except BaseException as error:
             error.add_note(f"in the check {name!r} of {case.zoo} {case.name}")
             raise
+
+
+#: What the largest hosts of the paper are held to: not what needs their gradients in float64.
+EVAL_ONLY = ("sites", "step 0", "stand-ins", "keys", "learning", "unpatch")
+
+
+def hosts() -> Iterator[Any]:
+    """The paper's hosts that are too large for all checks, at their real configuration."""
+    for zoo, library in checks.ZOOS.items():
+        if importlib.util.find_spec(library) is not None:
+            module = importlib.import_module(f"zoos.{zoo}_zoo")
+            for case in getattr(module, "PAPER_CASES", ()):
+                if not case.tested:
+                    yield pytest.param(case, id=f"{zoo}-{case.name}")
+
+
+@pytest.mark.parametrize("case", list(hosts()))
+def test_a_large_host_of_the_paper(case: Case) -> None:
+    made = checks.Run(case).checks()
+    for name in EVAL_ONLY:
+        made[name]()

@@ -6,6 +6,7 @@ arguments, a dict of keyword arguments or `(args, kwargs)`; left out, they are i
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections import OrderedDict
@@ -34,6 +35,11 @@ class Inputs:
 
         self.map(keep)
         return found
+
+    def copied(self) -> Inputs:
+        """The same arguments for one run, which may change them."""
+        args, kwargs = copied((self.args, self.kwargs))
+        return Inputs(args, kwargs)
 
     def map(self, function: Callable[[torch.Tensor], Any]) -> Inputs:
         """The same structure with every tensor replaced by `function(tensor)`."""
@@ -67,22 +73,41 @@ def as_inputs(example_inputs: Any) -> Inputs:
     )
 
 
-def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """`value` with every tensor in its tuples, lists, dicts and dataclasses replaced by `function(tensor)`."""
+def map_tensors(value: Any, function: Callable[[torch.Tensor], Any], other: Callable[[Any], Any] | None = None) -> Any:
+    """`value` with every tensor in its tuples, lists, dicts and dataclasses replaced by `function(tensor)`.
+
+    What is neither is replaced by `other(value)`, if that is given.
+    """
     if isinstance(value, torch.Tensor):
         return function(value)
     parts = _parts(value)
     if parts is not None:
         others = {name: item for name, item in getattr(value, "__dict__", {}).items() if name not in parts}
-        return _instance(type(value), {name: map_tensors(item, function) for name, item in parts.items()}, others)
+        return _instance(
+            type(value), {name: map_tensors(item, function, other) for name, item in parts.items()}, others
+        )
     if isinstance(value, tuple):
-        return type(value)([map_tensors(item, function) for item in value])
+        return type(value)([map_tensors(item, function, other) for item in value])
     if isinstance(value, list):
-        return [map_tensors(item, function) for item in value]
+        return [map_tensors(item, function, other) for item in value]
     if isinstance(value, dict):
-        made = {key: map_tensors(item, function) for key, item in value.items()}
+        made = {key: map_tensors(item, function, other) for key, item in value.items()}
         return OrderedDict(made) if isinstance(value, OrderedDict) else made
-    return value
+    return value if other is None else other(value)
+
+
+def copied(value: Any) -> Any:
+    """`value` for one run of a model, which may write to its tensors and change the objects it is given (a session, a cache)."""
+    return map_tensors(value, torch.clone, _copy_of)
+
+
+def _copy_of(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except (TypeError, RuntimeError, NotImplementedError):  # a lock, a generator, a tensor of a graph inside
+        return value
 
 
 def describe(value: Any) -> Any:
@@ -186,12 +211,3 @@ def _instance(cls: type, fields: Mapping[str, Any], others: Mapping[str, Any] | 
         if issubclass(cls, OrderedDict) and name in fields and value is not None:  # transformers' ModelOutput
             OrderedDict.__setitem__(made, name, value)
     return made
-
-
-def __getattr__(name: str) -> Any:
-    """What moved to `examples.py`, for as long as the engine looks for it here."""
-    from . import examples
-
-    if name in ("SIDES", "candidates", "enlarged", "example_inputs_for"):
-        return getattr(examples, name)
-    raise AttributeError(name)

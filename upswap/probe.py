@@ -140,9 +140,9 @@ def _running(model: nn.Module, inputs: Inputs, fake: bool, training: bool) -> It
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(_quiet("torch._subclasses.fake_tensor"))
-            yield inputs.map(mode.from_tensor)
+            yield inputs.copied().map(mode.from_tensor)
         else:
-            yield inputs.map(torch.clone)
+            yield inputs.copied()
 
 
 def _is_compiled(module: nn.Module) -> bool:

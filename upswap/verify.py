@@ -147,7 +147,7 @@ def _outputs(model: nn.Module, inputs: Inputs, inside: bool) -> tuple[torch.Tens
             for child in model.children():
                 child.register_forward_hook(keep)
         # Copies, because a model may write to its inputs.
-        own = inputs.map(torch.clone)
+        own = inputs.copied()
         result = model(*own.args, **own.kwargs)
         return (*maps, *(tensor.detach().clone() for tensor in tensors_in(result)))
 

@@ -85,7 +85,7 @@ def patch_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def open_model(options: dict[str, Any]) -> tuple[Source, Any]:
     """The source on the command line, and example inputs of the size asked for; None where they are found by trying."""
-    from ..inputs import example_inputs_for
+    from ..examples import example_inputs_for
     from ..sources import open_source
 
     source = open_source(options["source"], trust=options["trust"], weights=options["weights"])
