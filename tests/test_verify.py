@@ -115,3 +115,26 @@ def test_nothing_compared_is_not_ok() -> None:
         upswap.verify(Silent(), Silent())
     with pytest.raises(upswap.InputError, match="not both"):
         upswap.verify(Pair(), Pair(), torch.randn(1, 3, 8, 8), sizes=[8])
+
+
+def test_a_model_that_blows_up_rounding_is_compared_in_float64() -> None:
+    class Wild(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.interpolate(self.first(image), scale_factor=1.7, mode="bicubic")
+            return (self.last(x) * 1e3).sin()
+
+    torch.manual_seed(0)
+    original = Wild().eval()
+    patched = upswap.patch(copy.deepcopy(original))
+    report = upswap.verify(original, patched)
+    assert report.ok
+    assert all("in float64" in row.inputs for row in report.rows)
+    with torch.no_grad():
+        next(upswap.parameters(patched)).add_(1e-4)
+    report = upswap.verify(original, patched)
+    assert not report.ok
+    assert not any("in float64" in row.inputs for row in report.rows)

@@ -303,7 +303,7 @@ def _is_of(model: nn.Module, package: str) -> bool:
 def _parameters(model: nn.Module, *, positional: bool = False) -> tuple[list[str], list[str]]:
     """The names of the forward's required and optional parameters; with `positional`, no optional keyword-only ones."""
     required, optional = [], []
-    for name, parameter in inspect.signature(model.forward).parameters.items():
+    for name, parameter in _forward_of(model).items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.default is parameter.empty:
@@ -314,14 +314,20 @@ def _parameters(model: nn.Module, *, positional: bool = False) -> tuple[list[str
 
 
 def _keyword_only(model: nn.Module) -> set[str]:
-    parameters = inspect.signature(model.forward).parameters
-    return {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    return {name for name, parameter in _forward_of(model).items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def _signature(model: nn.Module) -> str:
     """The forward's parameters as they are written in a call, without their annotations."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    return f"({', '.join(str(p.replace(annotation=p.empty)) for p in parameters)})"
+    return f"({', '.join(str(p.replace(annotation=p.empty)) for p in _forward_of(model).values())})"
+
+
+def _forward_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the forward; none where Python cannot tell (a compiled function)."""
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def _needs(model: nn.Module, names: Sequence[str], unknown: Sequence[str]) -> InputError:

@@ -19,6 +19,7 @@ _COMPREHENSIONS: dict[type, str] = {
     ast.DictComp: "<dictcomp>",
     ast.GeneratorExp: "<genexpr>",
 }
+_LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SHAPES = ("shape", "size", "numel")
 
 
@@ -68,14 +69,19 @@ def call_at(code: CodeType, position: tuple[int | None, ...]) -> ast.Call:
     )
 
 
-def asks_for_shapes(code: CodeType) -> bool:
-    """Whether a function has a branch whose test mentions a shape or size; True where its source cannot be had."""
+def asks_for_shapes(code: CodeType, position: tuple[int | None, ...], *, anywhere: bool) -> bool:
+    """Whether a branch whose test mentions a shape or size may decide if the call at a position runs, in the loops around it.
+
+    With `anywhere`, in all of the function, which is then itself called in a loop. True where the source cannot be had.
+    """
     try:
-        node = function_node(code)
+        function, call = function_node(code), call_at(code, position)
     except RewriteError:
         return True
-    tests = [part.test for part in ast.walk(node) if isinstance(part, ast.If | ast.IfExp | ast.While)]
-    tests += [test for part in ast.walk(node) if isinstance(part, ast.comprehension) for test in part.ifs]
+    loops = [part for part in ast.walk(function) if isinstance(part, _LOOPS) and any(c is call for c in ast.walk(part))]
+    parts = [part for around in ([function] if anywhere else loops) for part in ast.walk(around)]
+    tests = [part.test for part in parts if isinstance(part, ast.If | ast.IfExp | ast.While)]
+    tests += [test for part in parts if isinstance(part, ast.comprehension) for test in part.ifs]
     return any(isinstance(part, ast.Attribute) and part.attr in _SHAPES for test in tests for part in ast.walk(test))
 
 

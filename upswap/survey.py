@@ -130,8 +130,8 @@ def _sites(
 def _varying(first: list[Call], second: list[Call]) -> set[tuple[str, tuple[Hop, ...]]]:
     """The calls that run a number of times that follows the input: once a detection, or for the maps that need it.
 
-    They are those that two input sizes show to, and those in a loop of a function that asks for a shape: which of its runs is
-    for which map could change with the input, though their number is the same.
+    They are those that two input sizes show to, and those in a loop with a branch that asks for a shape: which of the runs is for
+    which map could change with the input, though their number is the same.
     """
 
     def counts(calls: list[Call]) -> dict[tuple[str, tuple[Hop, ...]], int]:
@@ -143,9 +143,11 @@ def _varying(first: list[Call], second: list[Call]) -> set[tuple[str, tuple[Hop,
 
     now, then = counts(first), counts(second)
     differ = {key for key, count in now.items() if key[1] and then.get(key, count) != count}
-    return differ | {
-        key for key, count in now.items() if count > 1 and any(asks_for_shapes(hop.code) for hop in key[1])
-    }
+    return differ | {key for key, count in now.items() if count > 1 and _may_shift(key[1])}
+
+
+def _may_shift(hops: tuple[Hop, ...]) -> bool:
+    return any(asks_for_shapes(hop.code, hop.position, anywhere=index > 0) for index, hop in enumerate(hops))
 
 
 def _site(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from .flow import tensors_in
 from .inputs import Inputs, as_inputs
 from .preserve import preserved
 from .probe import first_that_runs
+from .rewrite import is_patched, undo
 
 #: The largest difference relative to max|output| that counts as equal, by dtype: float32 as promised, half types their rounding.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -102,10 +104,24 @@ def capture(model: nn.Module, example_inputs: Any = None, sizes: Any = None) -> 
 
 
 def compare(captured: Capture, patched: nn.Module) -> Report:
-    """Run `patched` on the captured inputs and compare."""
+    """Run `patched` on the captured inputs and compare.
+
+    A model may make more of the rounding of float32 than the promise allows: boxes decoded by exponentials, maps that a
+    norm blows up. Where float32 outputs differ, the model and its original are compared in float64 too, and that tells.
+    """
+    report = _compared(captured, patched)
+    if report.ok or any(row.problem for row in report.rows) or not is_patched(patched):
+        return report
+    with contextlib.suppress(Exception):  # a model that cannot be copied, or not run in float64, has only its float32
+        precise = _compared_in_float64(captured, patched)
+        return precise if precise.ok else report
+    return report
+
+
+def _compared(captured: Capture, patched: nn.Module, note: str = "") -> Report:
     rows: list[Row] = []
     for inputs, expected in captured.runs:
-        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs.tensors())
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs.tensors()) + note
         got = _outputs(patched, inputs, captured.inside)
         for index, old in enumerate(expected):
             new = got[index] if index < len(got) else None
@@ -115,6 +131,24 @@ def compare(captured: Capture, patched: nn.Module) -> Report:
             for index in range(len(expected), len(got))
         ]
     return Report(tuple(rows))
+
+
+def _compared_in_float64(captured: Capture, patched: nn.Module) -> Report:
+    precise = copy.deepcopy(patched).double()
+    original = copy.deepcopy(precise)
+    undo(original)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # models make tensors of their own
+    try:
+        inputs = [given.map(_wide) for given, _ in captured.runs]
+        runs = tuple((given, _outputs(original, given, captured.inside)) for given in inputs)
+        return _compared(Capture(runs, captured.inside), precise, " in float64")
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _chosen(model: nn.Module, example_inputs: Any, sizes: Sequence[Any] | None) -> Iterator[Inputs]:
