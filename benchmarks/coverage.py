@@ -9,6 +9,7 @@ alone. The exit status is 1 where anything failed. The table in the README is wh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import importlib.metadata
@@ -85,9 +86,10 @@ def _serve(pipe: Connection) -> None:
 
     sys.path.insert(0, TESTS)
     torch.set_num_threads(1)
-    while (order := pipe.recv()) is not None:
-        pipe.send(examine(*order))
-        gc.collect()
+    with contextlib.suppress(EOFError):  # the end of whoever gives the orders
+        while (order := pipe.recv()) is not None:
+            pipe.send(examine(*order))
+            gc.collect()
 
 
 class Worker:

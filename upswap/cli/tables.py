@@ -142,7 +142,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _place(site: Site) -> str:
-    if site.location is None:
+    if site.location is None or site.op == "module":  # the line is that of nn.Upsample itself
         return ""
     file = Path(site.location.file)
     return f"{file.parent.name}/{file.name}:{site.location.line}"
