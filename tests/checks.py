@@ -440,18 +440,20 @@ class Run:
         return with_stand_ins(copy.deepcopy(self.original), self.plan)
 
     def checks(self) -> dict[str, Callable[[], Any]]:
-        """Name -> check; only the sites are there to check where nothing is swapped."""
+        """Name -> check, of those there is something to check in: only the sites where nothing is swapped."""
         named: dict[str, Callable[[], Any]] = {"sites": self.sites}
         if self.patched is not None:
             named |= {
                 "step 0": self.step_0,
                 "stand-ins": self.stand_ins,
-                "graphs": lambda: check_graph_owners(self.original, self.stand_in, self.batches[0]),
                 "keys": lambda: check_keys(self.original, self.patched),
-                "training": self.training,
                 "learning": self.learning,
-                "unpatch": lambda: check_unpatch(self.original, self.patched, self.batches[0]),
             }
+            if any(site.route == "graph" for site in self.plan.swapped):
+                named["graphs"] = lambda: check_graph_owners(self.original, self.stand_in, self.batches[0])
+            if self.case.training is not None:
+                named["training"] = self.training
+            named["unpatch"] = lambda: check_unpatch(self.original, self.patched, self.batches[0])
         return {name: quietly(check) for name, check in named.items()}
 
     def sites(self) -> None:
@@ -485,8 +487,8 @@ class Run:
 
     def training(self) -> None:
         """As `check_training`, for a case that can be trained."""
-        if self.case.training is not None:
-            check_training(self.original, self.patched, self.case.training(self.original), self.case.tolerance)
+        assert self.case.training is not None
+        check_training(self.original, self.patched, self.case.training(self.original), self.case.tolerance)
 
     def learning(self) -> None:
         """As `check_learning`; in eval mode for a case that cannot be trained, unless it turns gradients off by itself."""
