@@ -5,4 +5,12 @@ import torch
 torch.set_num_threads(1)
 
 #: No tests in these: looked through for doctests they would be imported a second time, under another name.
-collect_ignore_glob = ["checks.py", "detours.py", "reference_dysample.py", "zoos/*"]
+collect_ignore_glob = [
+    "checks.py",
+    "detours.py",
+    "files.py",
+    "pickles.py",
+    "reference_dysample.py",
+    "tiny_host.py",
+    "zoos/*",
+]

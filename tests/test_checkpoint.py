@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import io
 import json
-import os
 import pickle
-import signal
 import struct
-import subprocess
-import sys
-import textwrap
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,33 +15,9 @@ import torch
 from torch import nn
 
 import upswap
-from upswap import OptionError, PlanError, SaveError, SourceError, UntrustedFileError, UpswapWarning, trust
+from files import IMAGES, assert_same, patched, unet
+from upswap import OptionError, PlanError, SourceError, portable
 from upswap.checkpoint import read_header
-
-IMAGES = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-
-
-def unet(**options: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return smp.Unet("resnet18", encoder_weights=None, **{"classes": 2, **options}).eval()
-
-
-def patched(model: nn.Module) -> nn.Module:
-    """Patched, and with offsets large enough that a lost or misplaced upsampler shows in the output."""
-    upswap.patch(model)
-    with torch.no_grad():
-        for parameter in upswap.parameters(model):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
-    return model
-
-
-def assert_same(got: nn.Module, expected: nn.Module) -> None:
-    assert list(got.state_dict()) == list(expected.state_dict())
-    for key, tensor in expected.state_dict().items():
-        torch.testing.assert_close(got.state_dict()[key], tensor, rtol=0, atol=0)
-    with torch.no_grad():
-        torch.testing.assert_close(got.eval()(IMAGES), expected.eval()(IMAGES), rtol=0, atol=0)
-
 
 # ---- there and back
 
@@ -187,274 +154,6 @@ def test_model_is_for_safetensors(tmp_path: Path) -> None:
         upswap.load(path, unet())
 
 
-# ---- nothing is run
-
-
-class Reduced:
-    """Pickles as a call of `function(*args)`."""
-
-    def __init__(self, function: Any, *args: Any) -> None:
-        self.call = (function, args)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call
-
-
-class Global:
-    """A GLOBAL instruction of any name, for names that pickle would not write."""
-
-    def __init__(self, module: str, name: str) -> None:
-        self.module, self.name = module, name
-
-
-class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
-    dispatch = copy.copy(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
-
-    def save_global_of(self, obj: Global) -> None:
-        self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
-
-    dispatch[Global] = save_global_of
-
-
-def write_pt(path: Path, pickled: bytes) -> Path:
-    """A file as torch.save makes them, with any pickle inside."""
-    torch.save({"x": torch.zeros(1)}, path)
-    with zipfile.ZipFile(path) as archive:
-        records = {info.filename: archive.read(info) for info in archive.infolist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in records.items():
-            archive.writestr(name, pickled if name.endswith("data.pkl") else data)
-    return path
-
-
-def pickled(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    _Pickler(buffer, protocol=2).dump(value)
-    return buffer.getvalue()
-
-
-class _Call:
-    """GLOBAL, arguments, REDUCE by hand: `function` is a Global."""
-
-    def __init__(self, function: Global, *args: Any) -> None:
-        self.function, self.args = function, args
-
-
-def _save_call(pickler: Any, call: _Call) -> None:
-    pickler.save(call.function)
-    pickler.save(call.args)
-    pickler.write(pickle.REDUCE)
-
-
-_Pickler.dispatch[_Call] = _save_call
-
-
-class _New(_Call):
-    """The same with NEWOBJ: `cls.__new__(cls, *args)`, then BUILD with a state."""
-
-    state: Any = None
-
-
-def _save_new(pickler: Any, new: _New) -> None:
-    pickler.save(new.function)
-    pickler.save(new.args)
-    pickler.write(pickle.NEWOBJ)
-    if new.state is not None:
-        pickler.save(new.state)
-        pickler.write(pickle.BUILD)
-
-
-_Pickler.dispatch[_New] = _save_new
-
-
-def new(cls: Global, *args: Any, state: Any = None) -> _New:
-    result = _New(cls, *args)
-    result.state = state
-    return result
-
-
-def attacks(mark: Path) -> dict[str, tuple[Any, str]]:
-    """What a file could hold: the pickled value, and what the refusal names. The first would make the file `mark`."""
-    command = f"touch {mark}"
-    python = f"open({str(mark)!r}, 'w')"
-    module_list = Global("torch.nn.modules.container", "ModuleList")
-    return {
-        "os.system": (_Call(Global("os", "system"), command), "os.system"),
-        "posix.system": (_Call(Global("posix", "system"), command), "posix.system"),
-        "eval": (_Call(Global("builtins", "eval"), python), "builtins.eval"),
-        "eval, as Python 2 named it": (_Call(Global("__builtin__", "eval"), python), "builtins.eval"),
-        "getattr chain": (_Call(_Call(Global("builtins", "getattr"), Global("os", "path"), "os"), command), "getattr"),
-        "subprocess": (_Call(Global("subprocess", "Popen"), ["touch", str(mark)]), "subprocess.Popen"),
-        "partial": (_Call(_Call(Global("functools", "partial"), Global("os", "system"), command)), "functools.partial"),
-        "nested torch.load": (_Call(Global("torch.serialization", "load"), str(mark)), "torch.serialization.load"),
-        "torch.hub": (_Call(Global("torch.hub", "load"), "evil/repo", "m"), "torch.hub.load"),
-        "a function of an admitted package": (
-            _Call(Global("timm.models._factory", "create_model"), "resnet10t"),
-            "create_model",
-        ),
-        "a module passing through an admitted package": (Global("timm.models._hub", "Path"), "passing through"),
-        "an import by an admitted package": (
-            _Call(Global("torch.nn.modules.module.os", "system"), command),
-            "torch.nn.modules.module.os",
-        ),
-        "a GraphModule": (new(Global("torch.fx.graph_module", "GraphModule"), state={"_code": python}), "GraphModule"),
-        "a GraphModule of torchvision": (
-            new(Global("torchvision.models.feature_extraction", "DualGraphModule"), state={"_code": python}),
-            "DualGraphModule",
-        ),
-        "a ScriptModule": (new(Global("torch.jit._script", "RecursiveScriptModule")), "RecursiveScriptModule"),
-        "a constructor": (
-            _Call(Global("segmentation_models_pytorch.decoders.unet.model", "Unet"), "resnet18", 5, "imagenet"),
-            "call",
-        ),
-        "__new__ with arguments": (new(module_list, [1]), "arguments"),
-        "a constructor through an enumeration's door": (_Call(module_list, [1]), "call"),
-        "an admitted function": (_Call(Global("torchvision.ops.boxes", "box_iou"), 1, 2), "call"),
-        "through torch's own rebuilding": (
-            _Call(
-                Global("torch._tensor", "_rebuild_from_type_v2"),
-                Global("os", "system"),
-                Global("os", "system"),
-                (command,),
-                {},
-            ),
-            "os.system",
-        ),
-        "a path through a class": (Global("torch.nn.Module.__init__.__globals__", "os"), "torch.nn"),
-    }
-
-
-NAMES = list(attacks(Path("mark")))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_cannot_run_code(name: str, tmp_path: Path) -> None:
-    mark = tmp_path / "ran"
-    value, says = attacks(mark)[name]
-    path = write_pt(tmp_path / "evil.pt", pickled(value))
-    with pytest.raises((UntrustedFileError, SourceError)) as caught:
-        upswap.load(path)
-    assert says in str(caught.value)
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize("name", ["os.system", "eval", "subprocess"])
-def test_the_attacks_are_real(name: str, tmp_path: Path) -> None:
-    """The same pickles do run when nothing guards them, so the test above can fail."""
-    mark = tmp_path / "ran"
-    process = pickle.loads(pickled(attacks(mark)[name][0]))
-    for end in ("wait", "close"):
-        getattr(process, end, int)()
-    assert mark.exists()
-
-
-PACKAGE = """
-    from pathlib import Path
-    Path({mark!r}).touch()
-    import torch
-    class Net(torch.nn.Module):
-        def forward(self, x):
-            return x
-    """
-
-
-def _own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Path:
-    """A package whose import leaves a mark, on the path, and a file with a model of its class."""
-    mark = tmp_path / "imported"
-    (tmp_path / f"{name}.py").write_text(textwrap.dedent(PACKAGE.format(mark=str(mark))))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = __import__(name)
-    torch.save(module.Net(), tmp_path / "own.pt")
-    mark.unlink()
-    monkeypatch.delitem(sys.modules, name)
-    return mark
-
-
-def test_a_package_of_ones_own_is_not_even_imported_without_trust(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mark = _own_package(tmp_path, monkeypatch, "nets_of_mine")
-    with pytest.raises(UntrustedFileError, match="--trust nets_of_mine"):
-        upswap.load(tmp_path / "own.pt")
-    with pytest.raises(UntrustedFileError, match="--trust nets_of_mine"):
-        upswap.load(tmp_path / "own.pt", trust=["nets", "other"])
-    assert not mark.exists()
-    assert type(upswap.load(tmp_path / "own.pt", trust=["nets_of_mine"])).__name__ == "Net"
-    assert mark.exists()
-    monkeypatch.delitem(sys.modules, "nets_of_mine")
-
-
-def test_a_name_that_only_looks_like_an_admitted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = _own_package(tmp_path, monkeypatch, "timm_models")
-    with pytest.raises(UntrustedFileError, match="timm_models"):
-        upswap.load(tmp_path / "own.pt")
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize("package", ["os", "builtins", "functools", "subprocess.run"])
-def test_python_itself_cannot_be_trusted_away(package: str, tmp_path: Path) -> None:
-    path = write_pt(tmp_path / "evil.pt", pickled(_Call(Global("os", "system"), "true")))
-    with pytest.raises(OptionError, match="part of Python"):
-        upswap.load(path, trust=[package])
-
-
-@pytest.mark.parametrize("package", ["", "a b", "../x", "a..b"])
-def test_trust_takes_package_names(package: str, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="package"):
-        upswap.load(upswap.save(unet(), tmp_path / "model.pt"), trust=[package])
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_names_in_a_plan_cannot_become_code(suffix: str, tmp_path: Path) -> None:
-    """The graph route writes source code with the upsampler's name in it."""
-    mark = tmp_path / "ran"
-    model = upswap.patch(smp.UPerNet("resnet18", encoder_weights=None).eval())
-    path = upswap.save(model, tmp_path / f"model{suffix}")
-    old = b"decoder.fpn_lateral_blocks.0.upsample"
-    evil = 'decoder.fpn_lateral_blocks.0.conv_norm_relu") and exec("open(MARK, chr(119))") or getattr(self, "x'
-    evil = evil.replace("MARK", "+".join(f"chr({ord(c)})" for c in str(mark)))
-    if suffix == ".pt":
-        with zipfile.ZipFile(path) as archive:
-            data = archive.read("archive/data.pkl")
-        length = struct.pack("<I", len(old))
-        data = data.replace(b"X" + length + old, b"X" + struct.pack("<I", len(evil)) + evil.encode())
-        path = _repacked(path, data)
-    else:
-        tensors, header = upswap.checkpoint._read_safetensors(path)
-        for site in header["plan"]["sites"]:
-            if site["module"] == old.decode():
-                site["module"] = evil
-        upswap.checkpoint._write_safetensors(tensors, header, path)
-    with pytest.raises(UntrustedFileError, match="names an upsampler"):
-        upswap.load(path)(IMAGES)
-    assert not mark.exists()
-
-
-def _repacked(path: Path, data: bytes) -> Path:
-    with zipfile.ZipFile(path) as archive:
-        records = {info.filename: archive.read(info) for info in archive.infolist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in records.items():
-            archive.writestr(name, data if name.endswith("data.pkl") else content)
-    return path
-
-
-def test_a_header_may_not_send_for_anything(tmp_path: Path) -> None:
-    path = upswap.save(patched(unet()), tmp_path / "model.safetensors")
-    tensors, header = upswap.checkpoint._read_safetensors(path)
-    header["source"] = "timm:hf-hub:evil/model"
-    upswap.checkpoint._write_safetensors(tensors, header, path)
-    with pytest.raises(UntrustedFileError, match="fetched from elsewhere"):
-        upswap.load(path)
-
-
-def test_saving_what_loading_would_refuse_says_so(tmp_path: Path) -> None:
-    model = unet()
-    model.make = functools.partial(nn.LayerNorm, eps=1e-6)
-    with pytest.warns(UpswapWarning, match=r"functools\.partial"):
-        upswap.save(model, tmp_path / "model.pt")
-
-
 # ---- what is not a model
 
 
@@ -525,27 +224,14 @@ def test_a_state_dict_says_how_to_name_its_architecture(tmp_path: Path) -> None:
         upswap.load(tmp_path / "weights.pt")
 
 
-def test_a_class_that_has_moved_and_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_pt(tmp_path / "moved.pt", pickled(new(Global("timm.layers.nowhere", "Layer"), state={})))
-    with pytest.raises(SourceError, match="has moved"):
-        upswap.load(path)
-    path = write_pt(tmp_path / "moved2.pt", pickled(new(Global("timm.layers.norm", "Nowhere"), state={})))
-    with pytest.raises(SourceError, match="has moved"):
-        upswap.load(path)
-    monkeypatch.setattr(trust, "PACKAGES", (*trust.PACKAGES, "no_such_package"))
-    path = write_pt(tmp_path / "missing.pt", pickled(new(Global("no_such_package.nets", "UNet"), state={})))
-    with pytest.raises(SourceError, match="pip install no_such_package"):
-        upswap.load(path)
-
-
 def test_a_file_of_a_newer_upswap_says_so(tmp_path: Path) -> None:
     path = upswap.save(patched(unet()), tmp_path / "model.safetensors")
-    tensors, header = upswap.checkpoint._read_safetensors(path)
-    upswap.checkpoint._write_safetensors(tensors, {**header, "schema": 99, "upswap_version": "9.0"}, path)
+    tensors, header = portable.read(path)
+    portable.write(tensors, {portable.HEADER_KEY: json.dumps({**header, "schema": 99, "upswap_version": "9.0"})}, path)
     with pytest.raises(SourceError, match=r"written by upswap 9\.0"):
         upswap.load(path)
     header["plan"]["schema"] = 99
-    upswap.checkpoint._write_safetensors(tensors, header, path)
+    portable.write(tensors, {portable.HEADER_KEY: json.dumps(header)}, path)
     with pytest.raises(PlanError, match="schema"):
         upswap.load(path)
 
@@ -554,104 +240,6 @@ def test_weights_of_another_model_are_named(tmp_path: Path) -> None:
     path = upswap.save(patched(unet()), tmp_path / "model.safetensors")
     with pytest.raises(SourceError, match=r"segmentation_head\.0\.weight is \(2, "):
         upswap.load(path, unet(classes=3))
-
-
-# ---- writing
-
-
-def test_the_target_is_guarded(tmp_path: Path) -> None:
-    model = unet()
-    source = upswap.save(model, tmp_path / "source.pt")
-    before = source.read_bytes()
-    with pytest.raises(SaveError, match="source itself"):
-        upswap.save(model, source, source=source, force=True)
-    link = tmp_path / "link.pt"
-    link.symlink_to(source)
-    with pytest.raises(SaveError, match="source itself"):
-        upswap.save(model, link, source=source, force=True)
-    with pytest.raises(SaveError, match="--force"):
-        upswap.save(model, source)
-    with pytest.raises(SaveError, match="is a folder"):
-        upswap.save(
-            model, tmp_path.with_suffix(".pt") if tmp_path.with_suffix(".pt").is_dir() else _folder(tmp_path / "d.pt")
-        )
-    with pytest.raises(SaveError, match="no folder"):
-        upswap.save(model, tmp_path / "missing" / "model.pt")
-    with pytest.raises(SaveError, match="must end in"):
-        upswap.save(model, tmp_path / "model.bin")
-    assert source.read_bytes() == before
-    model.segmentation_head[0].bias.data += 1
-    upswap.save(model, source, force=True)
-    assert source.read_bytes() != before
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir()
-    return path
-
-
-def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Root may write anywhere, so the answer of the system is stood in for.
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(SaveError, match="read-only"):
-        upswap.save(unet(), tmp_path / "model.pt")
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_full_disk_leaves_nothing(suffix: str, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the disk's: the write fails half-way through."""
-    code = f"""
-        import resource, signal, sys
-        import torch, upswap
-        model = torch.nn.Linear(1000, 1000)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-        try:
-            upswap.save(model, {str(tmp_path / f"model{suffix}")!r})
-        except upswap.SaveError as error:
-            sys.stdout.write(str(error))
-            sys.exit(7)
-        """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
-    assert done.returncode == 7, done.stderr
-    assert "cannot be written" in done.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_that_cannot_be_pickled(tmp_path: Path) -> None:
-    model = unet()
-    model.hook = lambda x: x
-    with pytest.raises(SaveError, match="cannot be pickled"):
-        upswap.save(model, tmp_path / "model.pt")
-    assert list(tmp_path.iterdir()) == []
-    model.register_buffer("extra", None)
-    upswap.save(model, tmp_path / "model.safetensors")
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_killed_while_writing(suffix: str, tmp_path: Path) -> None:
-    """The target is whole whatever moment the process dies at: the old file or a new one, never a part."""
-    target = upswap.save(nn.Linear(1500, 1500), tmp_path / f"model{suffix}")
-    code = f"""
-        import sys, torch, upswap
-        model = torch.nn.Linear(1500, 1500)
-        sys.stdout.write("ready\\n"); sys.stdout.flush()
-        while True:
-            upswap.save(model, {str(target)!r}, force=True)
-            sys.stdout.write("."); sys.stdout.flush()
-        """
-    for delay in (0.003, 0.05, 0.11, 0.2, 0):
-        child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        if delay:
-            time.sleep(delay)
-        else:
-            child.stdout.read(1)  # once a save is done, however slow the machine
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        model = upswap.load(target, nn.Linear(1500, 1500) if suffix == ".safetensors" else None)
-        assert torch.isfinite(model.weight).all()
 
 
 def test_json_of_the_header_is_readable_by_others(tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_errors_are_json_too(
         (["convert", UNET, "--groups", "0"], 2, "'--groups'"),
         (["convert", UNET, "--groups", "3", "--strict"], 2, "3 groups do not divide"),
         (["convert", UNET, "-o", "x.bin"], 1, "must end in"),
-        (["convert", UNET, "-o", "no/x.pt"], 1, "there is no folder no"),
+        (["convert", UNET, "-o", "no/x.pt"], 1, "cannot be written: there is no folder"),
         (["convert", "smp:linknet?encoder_name=resnet18"], 3, "ConvTranspose2d"),
         (["convert", UNET, "--exclude", "*"], 3, "nothing to swap"),
         (["nothing"], 2, "No such command"),

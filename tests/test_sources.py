@@ -8,7 +8,9 @@ from segmentation_models_pytorch import FPN, Unet
 from torch import nn
 
 from upswap import SourceError, UntrustedFileError
-from upswap.sources import Spec, build, open_source, parse, rebuild, spec_of
+from upswap.builders import build
+from upswap.sources import open_source, rebuild, rebuilds, spec_of
+from upswap.spec import Spec, parse
 
 
 @pytest.mark.parametrize(
@@ -48,8 +50,15 @@ def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path, monkeypatch) -> Non
         ("smp:", "names no architecture"),
         ("smp:unet?classes", "key=value"),
         ("smp:unet?classes=1&classes=2", "twice"),
-        ("hf:some/dir", "yet"),
-        ("python:pkg:make", "yet"),
+        ("hf:some/dir", "no folder some/dir"),
+        ("hf:.", "no config.json"),
+        ("python:pkg", "package.module:factory"),
+        ("python:pkg:make", "no module pkg in"),
+        ("python:torch.nn:make", "no name 'make'"),
+        ("python:torch.nn:Linear.weigh", "no name 'weigh'"),
+        ("python:torch.nn:Linear", "missing 2 required"),
+        ("python:torch:float32", "neither a factory nor"),
+        ("python:math:sqrt?x=2", "cannot be built"),
         ("smp:unit", "near it: unet"),
         ("smp:unet?encoder_name=resnet19", "near it: resnet18"),
         ("smp:unet?clases=3", "near it: classes"),
@@ -160,3 +169,70 @@ def test_no_spec_for_a_model_that_does_not_know_how_it_was_made() -> None:
 def test_a_header_may_not_name_what_is_fetched(text: str) -> None:
     with pytest.raises(UntrustedFileError, match="fetched from elsewhere"):
         rebuild(text, "file.safetensors")
+
+
+PACKAGE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.head = nn.Conv2d(width, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.head(nn.functional.interpolate(self.stem(x), scale_factor=2))
+
+made = Net(3)
+answer = 42
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A package of the user's own in the current folder, which is not on Python's path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", ".")])
+    (tmp_path / "nets_here").mkdir()
+    (tmp_path / "nets_here" / "unets.py").write_text(PACKAGE)
+    (tmp_path / "nets_here" / "broken.py").write_text("import no_such_package_at_all")
+    (tmp_path / "nets_here" / "raises.py").write_text("raise OSError('no licence')")
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nets_here"]:
+        del sys.modules[name]  # not by monkeypatch, which would put it back
+
+
+def test_a_factory_of_ones_own(own) -> None:
+    source = open_source("python:nets_here.unets:Net?width=8")
+    assert type(source.model).__name__ == "Net"
+    assert source.model.stem.out_channels == 8
+    assert (source.spec, source.path) == ("python:nets_here.unets:Net?width=8", None)
+    assert open_source("python:nets_here.unets:made").model.stem.out_channels == 3
+    for text, says in {
+        "python:nets_here.unets:Nat": "near it: Net",
+        "python:nets_here.nowhere:Net": "no module nets_here.nowhere",
+        "python:nets_here.unets:answer": "neither a factory nor",
+        "python:nets_here.unets:Net?depth=8": "depth",
+        "python:nets_here.broken:Net": "importing nets_here.broken fails: No module named 'no_such_package_at_all'",
+        "python:nets_here.raises:Net": "OSError: no licence",
+    }.items():
+        with pytest.raises(SourceError, match=says):
+            open_source(text)
+
+
+def test_a_header_runs_a_factory_only_of_a_trusted_package(own) -> None:
+    text = "python:nets_here.unets:Net?width=8"
+    for trust in ((), ["nets"], ["nets_here_too"]):
+        assert not rebuilds(text, trust)
+        with pytest.raises(UntrustedFileError, match="--trust nets_here"):
+            rebuild(text, "file.safetensors", trust)
+    assert "nets_here.unets" not in sys.modules
+    assert rebuilds(text, ["nets_here"])
+    assert rebuild(text, "file.safetensors", ["nets_here"]).stem.out_channels == 8
+
+
+def test_a_folder_of_somebodys_disk_is_not_built_from_a_header() -> None:
+    assert not rebuilds("hf:/home/somebody/model")
+    with pytest.raises(SourceError, match="pass model="):
+        rebuild("hf:/home/somebody/model", "file.safetensors")

@@ -12,7 +12,8 @@ from torch import nn
 
 from . import rewrite
 from .errors import OptionError, UpswapWarning
-from .planning import check_plan, make_plan, nothing_to_swap
+from .planning import make_plan, nothing_to_swap
+from .replay import check_plan
 from .sites import Options, Plan
 
 Patterns = str | Iterable[str] | None

@@ -11,7 +11,7 @@ from torch import nn
 
 from ._version import __version__
 from .containers import CONTAINERS, asks_for_layers, runs_its_children
-from .errors import NothingToSwapError, PlanError, RewriteError
+from .errors import NothingToSwapError, RewriteError
 from .probe import described
 from .prove import has_detours, unproved
 from .rewrite import by_owner
@@ -174,39 +174,3 @@ def nothing_to_swap(plan: Plan) -> NothingToSwapError:
         if kinds:
             found += f"\nkinds= (--kind) can open: {', '.join(kinds)}"
     return NothingToSwapError("\n".join([f"nothing to swap: {found}", *plan.hints]))
-
-
-def check_plan(model: nn.Module, plan: Plan) -> dict[str, Rewriting]:
-    """The rewriting of each owner by its path, for a plan made before.
-
-    Raises `PlanError` naming every site of `plan` that `model` does not have as the plan knew it.
-    """
-    if not plan.swapped:
-        raise PlanError("this plan swaps nothing")
-    if plan.model_class != class_name(model):
-        raise PlanError(f"this plan was made for {plan.model_class}, the model is a {class_name(model)}")
-    rewritings: dict[str, Rewriting] = {}
-    problems: list[str] = []
-    paths = dict(model.named_modules())
-    for path, sites in by_owner(plan.sites).items():
-        swapped = [site for site in sites if site.swap]
-        if not swapped:
-            continue
-        try:
-            rewritings[path] = _replayed(paths.get(path), path, sites, swapped[0], plan)
-        except RewriteError as error:
-            problems.append(f"  {', '.join(site.name for site in swapped)}: {error}")
-    if problems:
-        raise PlanError("this plan does not fit the model; make it again:\n" + "\n".join(problems))
-    return rewritings
-
-
-def _replayed(owner: nn.Module | None, path: str, sites: Sequence[Site], first: Site, plan: Plan) -> Rewriting:
-    if owner is None:
-        raise RewriteError(f"the model has no module {path!r}")
-    if class_name(owner) != first.owner_class:
-        raise RewriteError(f"{path!r} is a {class_name(owner)}, the plan was made for a {first.owner_class}")
-    rewriting = rewrite_owner(owner, sites, plan.calls.get(path))
-    if rewriting.route != first.route:
-        raise RewriteError(f"the plan takes the {first.route} route, the model needs {rewriting.route}")
-    return rewriting

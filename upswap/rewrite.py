@@ -7,6 +7,8 @@ failure leaves it as it was.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,8 +18,9 @@ import torch
 from torch import nn
 
 from .errors import PlanError, RewriteError
-from .routes import Rewriting, child_of, rewrite_owner
-from .sites import Plan, Site, site_from_dict
+from .routes import Misfit, Rewriting, child_of, replay_owner
+from .schema import made
+from .sites import PLAN_SCHEMA, ModulePath, Plan, Site, check_schema
 from .upsamplers import make_upsampler
 
 _RECORD = "_upswap_record"
@@ -113,11 +116,16 @@ def _holder(model: nn.Module, site: Site) -> nn.Module:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a rewritten module needs to be rewritten again, as plain data: pickles and copies carry it."""
+    """What a rewritten module needs to be rewritten again, as plain data: pickles and copies carry it.
 
-    path: str
+    `path` is the module's in the model, `sites` are all of its sites, and `forward` describes one run of it, which the
+    graph route traces.
+    """
+
+    path: ModulePath
     sites: tuple[Site, ...]
     forward: Any
+    schema: int = PLAN_SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists and dicts."""
@@ -125,15 +133,16 @@ class Record:
             "path": self.path,
             "sites": [dataclasses.asdict(site) for site in self.sites],
             "forward": self.forward,
+            "schema": self.schema,
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Record:
-        """The record `to_dict` described; `PlanError` for anything else."""
-        try:
-            return cls(data["path"], tuple(site_from_dict(site) for site in data["sites"]), data["forward"])
-        except (KeyError, TypeError) as error:
-            raise PlanError(f"not a record upswap wrote: {error}") from error
+    def from_dict(cls, data: Any) -> Record:
+        """The record `to_dict` described; `PlanError` for anything else, and for a newer upswap's."""
+        if not isinstance(data, Mapping):
+            raise PlanError(f"a rewritten module is described by an object, got {type(data).__name__}")
+        check_schema(data.get("schema"), f"the rewritten module {str(data.get('path'))[:80]!r}", None)
+        return made(cls, data, "record")
 
 
 def rewritten_class(original: type, record: Record, rewriting: Rewriting) -> type:
@@ -162,6 +171,19 @@ def rewritten_class(original: type, record: Record, rewriting: Rewriting) -> typ
 
 def _record_of(module: nn.Module) -> Record | None:
     return vars(type(module)).get(_RECORD)
+
+
+def does_not_fit(what: str, causes: Mapping[str, str]) -> PlanError:
+    """The error for sites that are not as a Plan knew them, with the cause of each."""
+    lines = [f"  {name}: {cause}" for name, cause in causes.items()]
+    return PlanError(
+        "\n".join(
+            [
+                f"{what}. Install the version of their library that they were patched with, or patch the model anew:",
+                *lines,
+            ]
+        )
+    )
 
 
 # -- undoing --------------------------------------------------------------------------------------------------------------
@@ -218,6 +240,22 @@ def installed(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 # -- pickling -------------------------------------------------------------------------------------------------------------
 
 
+_misfits: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("misfits", default=None)
+
+
+@contextlib.contextmanager
+def all_misfits() -> Iterator[None]:
+    """Inside, a rewritten module that no longer fits its class does not end the unpickling; the end names all of them."""
+    found: dict[str, str] = {}
+    token = _misfits.set(found)
+    try:
+        yield
+    finally:
+        _misfits.reset(token)
+    if found:
+        raise does_not_fit("the rewritten modules in this file do not fit their classes any more", found)
+
+
 class Pending(nn.Module):
     """A rewritten module between being made by the unpickler and getting its state, when it becomes itself again."""
 
@@ -226,7 +264,13 @@ class Pending(nn.Module):
         self.__class__ = original
         self.__setstate__(state)
         record = Record.from_dict(data)
-        self.__class__ = rewritten_class(original, record, rewrite_owner(self, record.sites, record.forward))
+        try:
+            self.__class__ = rewritten_class(original, record, replay_owner(self, record.sites, record.forward))
+        except Misfit as misfit:
+            found = _misfits.get()
+            if found is None:
+                raise does_not_fit("this rewritten module does not fit its class any more", misfit.causes) from misfit
+            found.update(misfit.causes)
 
 
 def _pending(original: type, record: Mapping[str, Any]) -> Pending:

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from .errors import PlanError, RewriteError
+from .errors import PlanError, RewriteError, UpswapError
 from .locate import is_function
 from .recompile import Detour, Replacement, Resize, recompile
 from .runtime import Target
@@ -47,6 +47,60 @@ def rewrite_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewr
         return Rewriting("graph", {"forward": graph_forward(owner, sites, forward)})
     except NotFaithful:
         return Rewriting("source", source_methods(owner, sites))
+
+
+class Misfit(RewriteError):
+    """An owner is not as a Plan made before knew it; `causes` has the sites that do not fit."""
+
+    def __init__(self, causes: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{name}: {cause}" for name, cause in causes.items()))
+        self.causes = dict(causes)
+
+
+def replay_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewriting:
+    """`rewrite_owner` for sites of a Plan made before, perhaps of another version of the owner's class.
+
+    Raises `Misfit` with each swapped site that is not as the Plan knew it.
+    """
+    swapped = [site for site in sites if site.swap]
+    if swapped[0].op == "module":
+        cause = _unlike_layer(owner, swapped[0])
+        if cause is not None:
+            raise Misfit({swapped[0].name: cause})
+    try:
+        return rewrite_owner(owner, sites, forward)
+    except Misfit:
+        raise
+    except RewriteError as error:
+        causes: dict[str, str] = {}
+        for site in swapped:
+            try:
+                source_methods(owner, [site])
+            except RewriteError as alone:
+                causes[site.name] = str(alone)
+        raise Misfit(causes or dict.fromkeys((site.name for site in swapped), str(error))) from error
+    except UpswapError:
+        raise
+    except _DAMAGE as error:
+        cause = f"its description in the plan is damaged ({type(error).__name__}: {error})"
+        raise Misfit(dict.fromkeys((site.name for site in swapped), cause)) from error
+
+
+# What making values from a damaged description raises.
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+
+
+def _unlike_layer(layer: nn.Module, site: Site) -> str | None:
+    """How an `nn.Upsample` differs from the one a site was."""
+    factor = getattr(layer, "scale_factor", None)
+    factors = tuple(factor) if isinstance(factor, tuple | list) else (factor, factor)
+    found = (getattr(layer, "mode", None), bool(getattr(layer, "align_corners", None)), factors)
+    known = (site.mode, site.align_corners, site.scale)
+    if found == known and getattr(layer, "size", None) is None:
+        return None
+    return (
+        f"the layer is now {layer}, where it had mode={known[0]!r}, align_corners={known[1]}, scale_factor={known[2]}"
+    )
 
 
 def source_methods(owner: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
@@ -156,9 +210,16 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
     nodes = [node for node in graph.nodes if node.op == "call_function" and node.target is F.interpolate]
     if len(nodes) != len(sites):
         raise NotFaithful(f"the graph has {len(nodes)} resize calls, the probe saw {len(sites)}")
+    causes: dict[str, str] = {}
     for node, site in zip(nodes, sites, strict=True):
         if site.swap:
-            _call_upsampler(graph, node, site)
+            unlike = _unlike_node(node, site)
+            if unlike is not None:
+                causes[site.name] = unlike
+            else:
+                _call_upsampler(graph, node, site)
+    if causes:
+        raise Misfit(causes)
     code = graph.python_code("self")
     namespace: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, f"<upswap graph of {type(owner).__qualname__}>", "exec"), namespace)  # noqa: S102 - FX wrote it
@@ -170,8 +231,25 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
 
 def _call_upsampler(graph: fx.Graph, node: fx.Node, site: Site) -> None:
     """Put a `call_module` of the site's upsampler in the place of a resize node."""
+    given = _given(node)
+    size = given.get("size")
+    # The upsampler was built for the site's own factor.
+    positional = (given["input"],) if size is None else (given["input"], size)
+    with graph.inserting_before(node):
+        call = graph.call_module(child_of(site), positional)
+    node.replace_all_uses_with(call)
+    graph.erase_node(node)
+
+
+def _given(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a resize node by name."""
     names = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _unlike_node(node: fx.Node, site: Site) -> str | None:
+    """How a resize node differs from the call a site was: not at all, in the version of the code that was surveyed."""
+    given = _given(node)
     if any(
         isinstance(given.get(name), fx.Node)
         for name in ("mode", "align_corners", "recompute_scale_factor", "scale_factor")
@@ -179,12 +257,20 @@ def _call_upsampler(graph: fx.Graph, node: fx.Node, site: Site) -> None:
         raise NotFaithful(f"site {site.name}: its mode or scale is an argument")
     if given.get("recompute_scale_factor"):
         raise NotFaithful(f"site {site.name}: its scale factor is recomputed at every call")
-    size, factor = given.get("size"), given.get("scale_factor")
-    positional = (given["input"],) if size is None else (given["input"], size)
-    factors = factor if isinstance(factor, list | tuple) else (factor, factor)
-    # The upsampler was built for the site's own factor and needs to be told only of others.
-    keywords = {} if size is not None or tuple(factors) == site.scale else {"scale_factor": factor}
-    with graph.inserting_before(node):
-        call = graph.call_module(child_of(site), positional, keywords)
-    node.replace_all_uses_with(call)
-    graph.erase_node(node)
+    found = (given.get("mode", "nearest"), bool(given.get("align_corners")), bool(given.get("antialias")))
+    known = (site.mode, site.align_corners, site.antialias)
+    if found != known:
+        return f"it resizes with {_settings(*found)}, where it had {_settings(*known)}"
+    channels = given["input"].meta["value"].shape[1]
+    if channels != site.channels:
+        return f"it resizes {channels} channels, where it had {site.channels}"
+    factor = given.get("scale_factor")
+    if given.get("size") is None and factor is not None:
+        factors = tuple(map(float, factor)) if isinstance(factor, list | tuple) else (float(factor), float(factor))
+        if factors != site.scale:
+            return f"it has the scale factor {factor}, where it had {site.scale}"
+    return None
+
+
+def _settings(mode: Any, align_corners: bool, antialias: bool) -> str:
+    return f"mode={mode!r}, align_corners={align_corners}" + (", antialias=True" if antialias else "")

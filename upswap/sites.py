@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from . import schema as _schema
 from .errors import OptionError, PlanError
+from .schema import Rule
 
 PLAN_SCHEMA = 1
 
@@ -33,24 +37,35 @@ KINDS: dict[str, str] = {
 
 ROUTES = ("module", "graph", "source")
 
+#: The path of a module, as `get_submodule` takes it; that of the model itself is empty.
+ModulePath = Annotated[str, Rule("the path of a module", re.compile(r"([^.\s]+(\.[^.\s]+)*)?").fullmatch)]
+Name = Annotated[str, Rule("a name", bool)]
+Dtype = Annotated[str, Rule("the name of a torch.dtype", str.isidentifier)]
+Count = Annotated[int, Rule("zero or a positive number", lambda value: value >= 0)]
+Positive = Annotated[int, Rule("a positive number", lambda value: value > 0)]
+Ratio = Annotated[float, Rule("a positive number", lambda value: value > 0)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One function on the way to a resize call, and the expression in its source that leads on.
 
     `function` is its qualified name in `module`, `ordinal` tells apart functions of one name (lambdas); `index` tells
-    apart calls written alike in it. `fresh` says that something else calls it than the function before
+    apart calls written alike in it, of which there are `alike`. `around` has the loops and branches that the call stands
+    in, outermost first, as they are written. `fresh` says that something else calls it than the function before
     (`torch.utils.checkpoint`), `inner` the same of a function in its text that holds the expression: runs are counted
     anew in those.
     """
 
-    function: str
-    expression: str
-    index: int
+    function: Name
+    expression: Name
+    index: Count
     module: str = ""
-    ordinal: int = 0
+    ordinal: Count = 0
     fresh: bool = False
     inner: bool = False
+    alike: Positive = 1
+    around: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +76,10 @@ class Location:
     meant, because how many there are follows the input; `file` and `line` are those of the call.
     """
 
-    steps: tuple[Step, ...]
-    occurrence: int | None
+    steps: Annotated[tuple[Step, ...], Rule("a list of one step or more", len)]
+    occurrence: Count | None
     file: str
-    line: int
+    line: Count
 
     @property
     def function(self) -> str:
@@ -76,35 +91,37 @@ class Location:
 class Site:
     """One resize call of one module, what was decided about it, and why.
 
-    Shapes are those seen at the example size; `scale` is the (h, w) ratio of output to input there, or the scale factor
-    the caller gave. `other_channels` are further channel counts the same call has; each gets an upsampler. `module` is
-    the path of the upsampler: a child of the owner, or of the nearest module above that does not run its children one
-    after the other.
+    `name` is the path of the owner, the module whose code makes the call ("root" for the model itself), with `ordinal`
+    after a colon where the owner makes several calls. Shapes are those seen at the example size; `scale` is the (h, w)
+    ratio of output to input there, or the scale factor the caller gave, `sized_by` which of the two; `fixed_ratio` says
+    whether the ratio is the same at every input size (None: not known). `other_channels` are further channel counts the
+    same call has; each gets an upsampler. `calls` is how often it ran. `module` is the path of the upsampler: a child of
+    the owner, or of the nearest module above that does not run its children one after the other.
     """
 
-    name: str
-    owner: str
-    owner_class: str
-    ordinal: int
-    kind: str
-    op: str
-    mode: str
+    name: Name
+    owner: ModulePath
+    owner_class: Name
+    ordinal: Count
+    kind: Annotated[str, _schema.one_of(*KINDS)]
+    op: Annotated[str, _schema.one_of("interpolate", "module")]
+    mode: Name
     align_corners: bool
     antialias: bool
-    sized_by: str
-    scale: tuple[float, float]
+    sized_by: Annotated[str, _schema.one_of("size", "scale_factor")]
+    scale: tuple[Ratio, Ratio]
     fixed_ratio: bool | None
-    channels: int
-    other_channels: tuple[int, ...]
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    dtype: str
-    calls: int
+    channels: Positive
+    other_channels: tuple[Positive, ...]
+    in_shape: tuple[Count, ...]
+    out_shape: tuple[Count, ...]
+    dtype: Dtype
+    calls: Count
     location: Location | None
     swap: bool = False
     reason: str = ""
-    route: str | None = None
-    module: str | None = None
+    route: Annotated[str, _schema.one_of(*ROUTES)] | None = None
+    module: ModulePath | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -120,7 +137,7 @@ class Options:
 
     upsampler: str = "dysample"
     style: str = "lp"
-    groups: int | None = None
+    groups: Positive | None = None
     dyscope: bool = False
     init: str = "match"
     cascade: bool = False
@@ -148,7 +165,7 @@ class Plan:
     children gave. `inputs` describes the example inputs of the model. Tensors are described by shape and dtype.
     """
 
-    model_class: str
+    model_class: Name
     options: Options
     sites: tuple[Site, ...]
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -193,51 +210,41 @@ class Plan:
         """The plan that `to_dict` described; `PlanError` names what is wrong with data of another shape."""
         if not isinstance(data, Mapping):
             raise PlanError(f"a plan is a JSON object, got {type(data).__name__}")
-        schema = data.get("schema")
-        if schema != PLAN_SCHEMA:
-            raise PlanError(
-                f"this plan has schema {schema!r}, this upswap reads schema {PLAN_SCHEMA}: "
-                "it was written by another version of upswap; update upswap or make the plan again"
-            )
-        try:
-            sites = tuple(site_from_dict(site) for site in data["sites"])
-            options = Options(**{key: _frozen(value) for key, value in data["options"].items()})
-            plan = _known(cls, {**data, "sites": sites, "options": options, "hints": tuple(data.get("hints", ()))})
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise PlanError(f"this is not a plan upswap wrote: {error}") from error
-        return plan
+        check_schema(data.get("schema"), "this plan", data.get("upswap_version"))
+        plan = _schema.made(cls, data, "plan")
+        repeated = [name for name, count in Counter(site.name for site in plan.sites).items() if count > 1]
+        if repeated:
+            raise PlanError(f"this is not a plan upswap wrote: several sites are named {', '.join(repeated)}")
+        return plan.replace_sites(
+            dataclasses.replace(site, settings={key: _frozen(value) for key, value in site.settings.items()})
+            for site in plan.sites
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The plan in a JSON text."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"this is not JSON: {error}") from error
         return cls.from_dict(data)
 
 
-def site_from_dict(data: Mapping[str, Any]) -> Site:
-    """The site that `dataclasses.asdict` described."""
-    location = data.get("location")
-    values = {key: _frozen(value) for key, value in data.items()}
-    values["settings"] = {key: _frozen(value) for key, value in data["settings"].items()}
-    if location is not None:
-        steps = tuple(_known(Step, step) for step in location["steps"])
-        values["location"] = _known(Location, {**location, "steps": steps})
-    return _known(Site, values)
-
-
-def _known(cls: type, values: Mapping[str, Any]) -> Any:
-    """`cls(**values)`, with unknown names reported as such."""
-    unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-    if unknown:
-        raise PlanError(f"unknown entries in a {cls.__name__}: {', '.join(sorted(unknown))}")
-    return cls(**values)
+def check_schema(found: Any, what: str, version: Any) -> None:
+    """`PlanError` unless `what`, written by upswap `version`, has the schema of plans that this upswap reads."""
+    if found == PLAN_SCHEMA and type(found) is int:
+        return
+    if type(found) is int and found > PLAN_SCHEMA:
+        by = f", upswap {version}" if isinstance(version, str) and version else ""
+        raise PlanError(
+            f"{what} has schema {found} and was written by a newer upswap{by}; this one reads schema {PLAN_SCHEMA}: "
+            "pip install -U upswap"
+        )
+    raise PlanError(f"{what} has schema {found!r:.60}, this upswap reads schema {PLAN_SCHEMA}: make the plan again")
 
 
 def _frozen(value: Any) -> Any:
-    """JSON has lists where these dataclasses have tuples."""
+    """JSON has lists where these settings have tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 

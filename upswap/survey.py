@@ -181,7 +181,7 @@ def _site(
         )
     channels = list(dict.fromkeys(other.in_shape[1] for other in calls))
     arguments = shown.arguments
-    by_scale = arguments["size"] is None and not arguments["recompute_scale_factor"] and arguments["mode"] != "area"
+    by_scale, scale = sizing(shown)
     return Site(
         name=name,
         owner=owner,
@@ -193,7 +193,7 @@ def _site(
         align_corners=bool(arguments["align_corners"]),
         antialias=bool(arguments["antialias"]),
         sized_by="scale_factor" if by_scale else "size",
-        scale=_pair(arguments["scale_factor"]) if by_scale else _ratio(shown),
+        scale=scale,
         fixed_ratio=True if by_scale else None if again is None else _ratio(call) == _ratio(again),
         channels=channels[0],
         other_channels=tuple(channels[1:]),
@@ -228,6 +228,13 @@ def _kind(call: Call, again: Call | None) -> tuple[str, str, Call]:
     if call.kind != "feature" and again.kind == "feature":
         return again.kind, again.reason, again
     return call.kind, call.reason, call
+
+
+def sizing(call: Call) -> tuple[bool, tuple[float, float]]:
+    """Whether a scale factor decides a call's output size, and that factor, or the ratio of the sizes."""
+    arguments = call.arguments
+    by_scale = arguments["size"] is None and not arguments["recompute_scale_factor"] and arguments["mode"] != "area"
+    return by_scale, _pair(arguments["scale_factor"]) if by_scale else _ratio(call)
 
 
 def _ratio(call: Call) -> tuple[float, float]:

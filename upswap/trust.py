@@ -14,30 +14,47 @@ import enum
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import types
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from .errors import OptionError, SourceError, UntrustedFileError
+from .sealed import NUMPY, SafeGlobal, Sealed, SealedFunction, inside, numpy_globals, seal
+from .sealed import unseal as unseal
 
 #: Packages whose classes are admitted, each cut down to the parts that models are made of.
 PACKAGES: tuple[str, ...] = (
-    "torch.nn",
+    "einops.layers.torch",
+    "torch.nn.modules",
+    "torch.nn.parallel.data_parallel",
+    "torch.nn.parameter",
+    "torch.nn.utils",
     "torchvision.models",
     "torchvision.ops",
     "timm.layers",
     "timm.models",
-    "segmentation_models_pytorch",
+    "segmentation_models_pytorch.base",
+    "segmentation_models_pytorch.decoders",
+    "segmentation_models_pytorch.encoders",
     "transformers.activations",
     "transformers.configuration_utils",
     "transformers.generation.configuration_utils",
     "transformers.models",
     "transformers.pytorch_utils",
-    "ultralytics.nn",
-    "monai.networks",
-    "upswap",
+    "ultralytics.nn.modules",
+    "ultralytics.nn.tasks",
+    "monai.networks.blocks",
+    "monai.networks.layers",
+    "monai.networks.nets",
+    "upswap.dysample",
+    "upswap.upsamplers",
 )
+
+#: Modules, these themselves and not what is below them, from which only plain values are admitted: enumerations, named
+#: tuples and namespaces.
+VALUES: tuple[str, ...] = ("monai.utils.enums", "transformers.backbone_utils", "ultralytics.utils")
 
 #: The one function a file may name: it announces a module whose forward upswap rewrote (see `rewrite.py`).
 PENDING = "upswap.rewrite._pending"
@@ -46,6 +63,7 @@ PENDING = "upswap.rewrite._pending"
 FUNCTIONS = frozenset(
     {
         "timm.layers.activations.gelu",
+        "torch._C._nn.gelu",
         "torch.nn.functional.relu",
         "torchvision.models.optical_flow.raft._pass_through_h",
         "torchvision.ops.boxes.box_iou",
@@ -65,14 +83,14 @@ INSTALL = {
     "monai": "pip install monai",
 }
 
-#: What `torch.serialization.safe_globals` takes: an object, with the name a file knows it by.
-SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
-
 # Modules that carry code in their state and compile it when they are restored.
 _CODE_CARRIERS: tuple[type, ...] = (torch.fx.GraphModule, torch.jit.ScriptModule)
 
 # A class that defines one of these runs code of its own while it is restored; fine for a module, not for plain data.
 _RESTORE_HOOKS = ("__new__", "__setstate__", "__setattr__", "__del__", "__getattribute__")
+
+# Each name is looked for and may be imported. A large model has 40.
+_MOST_NAMES = 500
 
 
 def missing_package(package: str, needed_for: str) -> SourceError:
@@ -81,7 +99,7 @@ def missing_package(package: str, needed_for: str) -> SourceError:
     return SourceError(f"{needed_for} needs the package {package}, which is not installed here: {how}")
 
 
-def safe_globals(names: Iterable[str], path: str, trust: Iterable[str] = ()) -> list[SafeGlobal]:
+def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -> list[SafeGlobal]:
     """The pairs for `torch.serialization.safe_globals` that let a file use `names`, the globals it asks for.
 
     A module is imported only where its name lies in `PACKAGES` or in a package named in `trust`: importing runs code.
@@ -92,7 +110,9 @@ def safe_globals(names: Iterable[str], path: str, trust: Iterable[str] = ()) -> 
         SourceError: a package is not installed, or has no such class (any more).
         OptionError: `trust` holds something that is not a package name, or a part of Python itself.
     """
-    trusted = tuple(_check_trust(package) for package in trust)
+    trusted = tuple(check_trust(package) for package in trust)
+    if len(names) > _MOST_NAMES:
+        raise SourceError(f"{path} asks for {len(names)} classes and functions, more than any model has")
     pairs: list[SafeGlobal] = []
     refused: dict[str, str] = {}
     for index, name in enumerate(sorted(names)):
@@ -101,17 +121,20 @@ def safe_globals(names: Iterable[str], path: str, trust: Iterable[str] = ()) -> 
 
             pairs += [(_restore_rewritten, name), (rewrite.Pending, "\n" + name)]
             continue
+        if name in NUMPY:
+            pairs += numpy_globals(name)
+            continue
         try:
             found = _resolve(name, path, trusted)
         except _Refused as reason:
             refused[name] = str(reason)
             continue
-        if _inside(name, trusted):
+        if inside(name, trusted):
             pairs.append((found, name))
         elif not isinstance(found, type):
-            pairs.append((_SealedFunction(found), name))
+            pairs.append((SealedFunction(found), name))
         else:
-            pairs.append((_seal(found), name))
+            pairs.append((seal(found), name))
             # Setting state needs the real class on the list too. A newline ends a name inside a pickle, so this name
             # is one that no file can spell.
             pairs.append((found, f"\n{index}"))
@@ -120,67 +143,8 @@ def safe_globals(names: Iterable[str], path: str, trust: Iterable[str] = ()) -> 
     return pairs
 
 
-def unseal(model: torch.nn.Module) -> torch.nn.Module:
-    """Put real classes and functions back, in place, where a module holds one as a value (`self.norm = nn.ReLU`)."""
-    for module in model.modules():
-        for key, value in list(vars(module).items()):
-            opened = _opened(value)
-            if opened is not value:
-                module.__dict__[key] = opened
-    return model
-
-
 class _Refused(Exception):
     """A name is not admitted; the text is the reason."""
-
-
-class _Sealed(type):
-    """The type of the stand-ins that a file gets for classes."""
-
-    original: type
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        """What a pickle's REDUCE reaches. Enumerations look a member up this way; nothing else needs it."""
-        if issubclass(cls.original, enum.Enum) and len(args) == 1 and not kwargs:
-            return cls.original(args[0])
-        raise UntrustedFileError(f"it tries to call {cls.original.__module__}.{cls.original.__qualname__}")
-
-
-class _SealedFunction:
-    """The stand-in for a function that a model keeps as an attribute: a value until `unseal`, and never called."""
-
-    def __init__(self, original: Callable[..., Any]) -> None:
-        self.original = original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise UntrustedFileError(f"it tries to call {self.original.__module__}.{self.original.__qualname__}")
-
-
-def _seal(original: type) -> type:
-    def new(cls: type, *args: Any) -> Any:
-        if issubclass(original, tuple):
-            return tuple.__new__(original, args)
-        if args:
-            raise UntrustedFileError(f"it passes arguments to {original.__module__}.{original.__qualname__}")
-        return object.__new__(original)
-
-    body = {"__new__": new, "original": original, "__module__": original.__module__}
-    return _Sealed(original.__name__, (), body)
-
-
-def _opened(value: Any) -> Any:
-    """`value` with real classes for sealed ones, the same object where it holds none."""
-    if isinstance(value, _Sealed | _SealedFunction):
-        return value.original
-    if type(value) in (list, tuple, set):
-        items = [_opened(item) for item in value]
-        return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
-    if isinstance(value, dict):
-        for key, item in list(value.items()):
-            opened = _opened(item)
-            if opened is not item:
-                value[key] = opened
-    return value
 
 
 def _restore_rewritten(original: Any, record: Any) -> Any:
@@ -188,10 +152,12 @@ def _restore_rewritten(original: Any, record: Any) -> Any:
     from .rewrite import _pending
 
     sites = record.get("sites") if isinstance(record, Mapping) else None
-    if not isinstance(sites, list):
+    cls = original.original if isinstance(original, Sealed) else original
+    if not isinstance(cls, type) or not isinstance(sites, list):
         raise UntrustedFileError("it describes a rewritten module in a form upswap does not write")
     check_names(sites)
-    return _pending(_opened(original), record)
+    check_values(record.get("forward"), (cls.__module__,))
+    return _pending(cls, record)
 
 
 def check_names(sites: Iterable[Mapping[str, Any]]) -> None:
@@ -209,7 +175,46 @@ def check_names(sites: Iterable[Mapping[str, Any]]) -> None:
             raise UntrustedFileError(f"it names an upsampler {str(module)[:80]!r}, which upswap would not")
 
 
-def _check_trust(package: str) -> str:
+def check_values(description: Any, modules: Iterable[str]) -> None:
+    """`UntrustedFileError` where a description of a forward's arguments (`inputs.describe`) names more than data.
+
+    Those are built when a forward is traced, and the forward calls methods on them. So instances have to be plain data of
+    the packages upswap knows, or of those that the model's own `modules` are in.
+    """
+    packages = {name.partition(".")[0] for name in (*PACKAGES, *modules)}
+    queue, seen = [description], set()
+    while queue:
+        value = queue.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            dtype, instance = value.get("dtype"), value.get("instance")
+            if isinstance(dtype, str) and not isinstance(vars(torch).get(dtype), torch.dtype):
+                raise UntrustedFileError(
+                    f"it describes a tensor of the dtype {dtype[:80]!r}, which torch does not have"
+                )
+            if isinstance(instance, list | tuple) and not _is_known_data(instance, packages):
+                raise UntrustedFileError(f"it describes an argument of the class {str(instance[:2])[:80]}")
+            queue += value.values()
+        elif isinstance(value, list | tuple):
+            queue += value
+
+
+def _is_known_data(instance: Any, packages: Iterable[str]) -> bool:
+    """Whether `[module, name, fields]` names a class that is loaded, without asking its module, which could import more."""
+    module, name = (*instance, None, None)[:2]
+    if not (isinstance(module, str) and isinstance(name, str) and inside(module, packages)):
+        return False
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = vars(found).get(part) if isinstance(found, type | types.ModuleType) else None
+    fields = isinstance(found, type) and (dataclasses.is_dataclass(found) or _is_value(found))
+    return fields and not any("__del__" in vars(base) for base in found.__mro__)
+
+
+def check_trust(package: str) -> str:
+    """`package`, or `OptionError` where it is no package name, or a part of Python itself."""
     top = package.partition(".")[0]
     if not top or not all(part.isidentifier() for part in package.split(".")):
         raise OptionError(f"trust takes the name of a Python package, such as my_models; got {package!r}")
@@ -221,16 +226,12 @@ def _check_trust(package: str) -> str:
     return package
 
 
-def _inside(name: str, packages: Iterable[str]) -> bool:
-    return any(name == package or name.startswith(package + ".") for package in packages)
-
-
 def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> Any:
     """The class (or, from `FUNCTIONS`, the function) of that name, or `_Refused` with the reason."""
-    if not _inside(name, (*PACKAGES, *trusted)):
-        raise _Refused("not in a package upswap knows")
     module_name, _, attribute = name.rpartition(".")
-    if not all(part.isidentifier() for part in name.split(".")):
+    if not inside(name, (*PACKAGES, *trusted)) and module_name not in VALUES and name not in FUNCTIONS:
+        raise _Refused("not in a package upswap knows")
+    if not (name.isascii() and all(part.isidentifier() for part in name.split("."))):
         raise _Refused("not a name")
     top = name.partition(".")[0]
     try:
@@ -245,26 +246,35 @@ def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> Any:
     found = vars(module).get(attribute)
     if found is None:
         raise SourceError(_moved(name, path))
-    if not _inside(getattr(found, "__module__", None) or "", (*PACKAGES, *trusted)):
+    if name in FUNCTIONS and callable(found):
+        return found
+    if not inside(getattr(found, "__module__", None) or "", (*PACKAGES, *VALUES, *trusted)):
         raise _Refused("defined elsewhere, only passing through this module")
-    if _inside(name, trusted):
+    if inside(name, trusted):
         return found
     if not isinstance(found, type):
-        if name in FUNCTIONS and callable(found):
-            return found
         raise _Refused("a function, and only classes are admitted")
     if issubclass(found, _CODE_CARRIERS):
         raise _Refused("carries code of its own")
+    if any("__del__" in vars(base) for base in found.__mro__):
+        raise _Refused("runs code of its own when it is thrown away")
+    if module_name in VALUES and not (_is_value(found) or issubclass(found, types.SimpleNamespace)):
+        raise _Refused("more than a plain value")
     if not _is_data(found) and not issubclass(found, torch.nn.Module):
         raise _Refused("neither a module nor plain data")
     return found
 
 
+def _is_value(cls: type) -> bool:
+    """Whether `cls` is an enumeration or a named tuple."""
+    return issubclass(cls, enum.Enum) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+
+
 def _is_data(cls: type) -> bool:
     """Whether instances of `cls` can be restored without running code of the class."""
-    if issubclass(cls, enum.Enum) or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
+    if _is_value(cls):
         return True
-    own = [base for base in cls.__mro__ if base is not object]
+    own = [base for base in cls.__mro__ if base not in (object, types.SimpleNamespace)]
     if any(base.__module__ in sys.stdlib_module_names for base in own):
         return False
     return dataclasses.is_dataclass(cls) or not any(hook in vars(base) for base in own for hook in _RESTORE_HOOKS)
@@ -280,10 +290,18 @@ def _moved(name: str, path: str) -> str:
     )
 
 
+def shown(text: str) -> str:
+    """Text from a file as a message can show it: not too long, and nothing that a terminal would act on."""
+    text = text if len(text) <= 300 else f"{text[:300]}..."
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def _refusal(refused: Mapping[str, str], path: str) -> str:
     lines = [f"{path} needs code that upswap does not load from a file:"]
-    lines += [f"  {name}: {reason}" for name, reason in refused.items()]
-    packages = sorted({name.partition(".")[0] for name in refused if name.count(".")})
+    lines += [f"  {shown(name)}: {reason}" for name, reason in list(refused.items())[:20]]
+    if len(refused) > 20:
+        lines.append(f"  and {len(refused) - 20} more")
+    packages = sorted({name.partition(".")[0] for name in list(refused)[:20] if name.count(".")})
     own = [p for p in packages if p.isidentifier() and p not in sys.stdlib_module_names and not _inside_known(p)]
     if own:
         flags = " ".join(f"--trust {package}" for package in own)

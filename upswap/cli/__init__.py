@@ -19,6 +19,9 @@ from .._version import __version__
 from ..errors import FilterError, NothingToSwapError, OptionError, UpswapError, UpswapWarning
 from .convert import convert
 from .inspect import inspect
+from .revert import revert
+from .verify import verify
+from .zoo import zoo
 
 EXIT_CODES = """
 \b
@@ -41,6 +44,9 @@ def cli() -> None:
 
 cli.add_command(inspect)
 cli.add_command(convert)
+cli.add_command(verify)
+cli.add_command(revert)
+cli.add_command(zoo)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import model_options, open_model, patch_options
+from .options import model_options, named, open_model, patch_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Swap a model's feature upsampling, verify, and save it.")
 @model_options
-@click.option("-o", "--output", metavar="OUT", help="File to write: .pt or .safetensors.  [default: SOURCE.upswap.pt]")
+@click.option(
+    "-o", "--output", metavar="OUT", help="What to write: .pt, .safetensors, or a folder.  [default: SOURCE.upswap.pt]"
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--dry-run", is_flag=True, help="Do everything but save.")
 def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> None:
     """Swap the feature upsampling of SOURCE, verify that it still computes the same, and save it.
 
     SOURCE is a file (.pt, .safetensors) or a spec: smp:unet?encoder_name=resnet34&classes=3, timm:NAME,
-    torchvision:NAME.
+    torchvision:NAME, hf:FOLDER (a model folder of transformers or SMP), python:package.module:factory.
     """
     from .. import api, checkpoint
     from ..verify import capture, compare
@@ -72,17 +74,22 @@ def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> N
 
 
 def default_output(source: str) -> Path:
-    """`unet.pt` gives `unet.upswap.pt` beside it, `smp:unet?...` gives `unet.upswap.pt` here.
+    """`unet.pt` gives `unet.upswap.pt` beside it, `smp:unet?...` gives `unet.upswap.pt` here, a folder gives a folder.
 
     >>> default_output("models/unet.pt").as_posix(), default_output("smp:Unet?classes=3").as_posix()
     ('models/unet.upswap.pt', 'unet.upswap.pt')
+    >>> default_output("hf:models/segformer").as_posix(), default_output("python:nets.unet:make").as_posix()
+    ('models/segformer-upswap', 'make.upswap.pt')
     """
-    from ..sources import parse
+    from ..spec import parse
 
     spec = parse(source)
-    if spec is not None:
-        return Path(f"{spec.name.lower().replace('/', '_')}.upswap.pt")
-    path = Path(source)
+    if spec is not None and spec.scheme != "hf":
+        name = spec.name.rpartition(":")[2].lower().replace("/", "_")
+        return Path(f"{name}.upswap.pt")
+    path = named(Path(source if spec is None else spec.name))
+    if spec is not None or path.is_dir():
+        return path.with_name(f"{path.name}-upswap")
     suffix = path.suffix if path.suffix in (".pt", ".pth", ".safetensors") else ".pt"
     return path.with_name(f"{path.stem}.upswap{suffix}")
 
@@ -120,7 +127,7 @@ def _print(result: Mapping[str, Any], plan: Plan) -> None:
     if result["saved"] is None:
         console.print("saved              nothing (dry run)")
         return
-    size = Path(result["saved"]).stat().st_size
+    size = _bytes(Path(result["saved"]))
     console.print(f"saved              {result['saved']} ({size / 1e6:.1f} MB)\n")
     console.print("In Python:\n")
     # As it is to be typed: no wrapping, no markup.
@@ -129,20 +136,24 @@ def _print(result: Mapping[str, Any], plan: Plan) -> None:
         click.echo(f"note: {hint}", err=True)
 
 
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+
+
 def _load_line(path: Path, trust: tuple[str, ...], plan: Plan) -> str:
+    from ..checkpoint import says_how_it_is_built, spec_in
+    from ..sources import package_of
+    from ..spec import parse
+
+    spec = parse(spec_in(path) or "")
+    if spec is not None and spec.scheme == "python":
+        trust = (*trust, package_of(spec).partition(".")[0])
     arguments = [repr(str(path)).replace("'", '"')]
-    if path.suffix == ".safetensors" and not _rebuilds(path):
+    if not says_how_it_is_built(path, trust):
         arguments.append(f"{plan.model_class.rpartition('.')[2]}(...)")
     if trust:
-        arguments.append(f"trust={list(trust)!r}".replace("'", '"'))
+        arguments.append(f"trust={list(dict.fromkeys(trust))!r}".replace("'", '"'))
     return f"model = upswap.load({', '.join(arguments)})"
-
-
-def _rebuilds(path: Path) -> bool:
-    """Whether a `.safetensors` says by itself how its model is built."""
-    from ..checkpoint import read_header
-
-    return isinstance(read_header(path).get("source"), str)
 
 
 def _count(model: nn.Module) -> int:

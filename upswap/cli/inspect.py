@@ -15,7 +15,7 @@ def inspect(**options: Any) -> None:
     """List the resize calls of SOURCE and what `convert` would do about each.
 
     SOURCE is a file (.pt, .safetensors) or a spec: smp:unet?encoder_name=resnet34&classes=3, timm:NAME,
-    torchvision:NAME.
+    torchvision:NAME, hf:FOLDER (a model folder of transformers or SMP), python:package.module:factory.
     """
     from .. import api
     from .tables import progress, sites_table, stdout, summary

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -22,7 +23,7 @@ PATCH_OPTIONS = ("style", "groups", "dyscope", "init", "cascade", "strict", "kin
 class _Size(click.ParamType[tuple[int, int]]):
     """`512` or `512x768`: height and width in pixels."""
 
-    name = "H|HxW"
+    name = "H[xW]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         """The pair (height, width)."""
@@ -32,8 +33,18 @@ class _Size(click.ParamType[tuple[int, int]]):
         return int(match[1]), int(match[2] or match[1])
 
 
-_OPTIONS = [
-    click.argument("source", metavar="SOURCE"),
+#: The type of options that take the size of an image.
+SIZE = _Size()
+
+_COMMON = [
+    click.option(
+        "--trust", multiple=True, metavar="PACKAGE", help="Allow a file to use a package of your own. Repeatable."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="JSON on stdout, notes on stderr."),
+    click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks and others' warnings."),
+]
+
+_PATCH = [
     click.option(
         "--style", type=click.Choice(["lp", "pl"]), default="lp", show_default=True, help="How DySample predicts."
     ),
@@ -58,21 +69,36 @@ _OPTIONS = [
         metavar="KIND",
         help="Kinds to swap. Repeatable.  [default: feature]",
     ),
-    click.option(
-        "--input-size", type=_Size(), metavar="H[xW]", help="Size of the example image.  [default: found by trying]"
-    ),
-    click.option("--weights", metavar="FILE", help="A state dict to load into SOURCE first."),
-    click.option(
-        "--trust", multiple=True, metavar="PACKAGE", help="Allow a .pt to use a package of your own. Repeatable."
-    ),
-    click.option("--json", "as_json", is_flag=True, help="JSON on stdout, notes on stderr."),
-    click.option("--debug", is_flag=True, help="Show tracebacks and others' warnings."),
+    click.option("--input-size", type=SIZE, help="Size of the example image.  [default: found by trying]"),
 ]
+
+_SOURCE = click.argument("source", metavar="SOURCE")
+_WEIGHTS = click.option("--weights", metavar="FILE", help="A state dict to load into SOURCE first.")
 
 
 def model_options(command: _Command) -> _Command:
     """SOURCE and the options every command that plans a swap takes."""
-    for option in reversed(_OPTIONS):
+    return _with(command, [_SOURCE, *_PATCH, _WEIGHTS, *_COMMON])
+
+
+def common_options(command: _Command) -> _Command:
+    """The options every command has: `trust` and `as_json` are passed on, `--debug` is for `run` alone."""
+    return _with(command, _COMMON)
+
+
+def patch_flags() -> list[Callable[[_Command], _Command]]:
+    """The options that say what is swapped for what, and at what input size."""
+    return list(_PATCH)
+
+
+def named(path: Path) -> Path:
+    """The path by a name that others can be made from: not `.`, `..` or `~`."""
+    path = path.expanduser()
+    return path if path.name not in ("", "..") else path.resolve()
+
+
+def _with(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -90,4 +116,4 @@ def open_model(options: dict[str, Any]) -> tuple[Source, Any]:
 
     source = open_source(options["source"], trust=options["trust"], weights=options["weights"])
     size = options["input_size"]
-    return source, source.example_inputs if size is None else example_inputs_for(source.model, size)
+    return source, None if size is None else example_inputs_for(source.model, size)

@@ -1,0 +1,88 @@
+"""The files that are changed: small models by every route and in every form, made of admitted classes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import upswap
+from upswap import sources
+
+#: Whole models of 170 kB: the smallest encoder that timm has for tests, cut short. They take the source and graph routes.
+SPEC = "smp:{}?encoder_name=tu-test_byobnet&encoder_depth=3&decoder_channels={}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Seed:
+    """What is written for one load: files by name, and the name given to `upswap.load`, "" for the folder itself."""
+
+    name: str
+    files: Mapping[str, bytes]
+    load: str
+
+
+@functools.cache
+def seeds() -> tuple[Seed, ...]:
+    """Every seed, in the same order and with the same bytes in every process."""
+    from torchvision.ops import FeaturePyramidNetwork
+
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 1)
+    ).eval()
+    pyramid = FeaturePyramidNetwork([4, 8], 4).eval()
+    features = OrderedDict(a=torch.zeros(1, 4, 16, 16), b=torch.zeros(1, 8, 8, 8))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = [
+            _saved(upswap.patch(layers, torch.zeros(1, 3, 16, 16)), None, folder, "module.pt"),
+            _saved(_decoder(), None, folder, "graph.pt"),
+            _saved(upswap.patch(pyramid, (features,)), None, folder, "source.pt"),
+            _torch_saved(layers.state_dict(), folder, "weights.pt"),
+            _saved(*_whole("unet", "(8,8,8)"), folder, "unet.safetensors"),
+            _saved(*_whole("upernet", "8"), folder, "upernet.safetensors"),
+            _folder(*_whole("upernet", "8"), folder, "folder"),
+        ]
+    return tuple(made)
+
+
+def _whole(architecture: str, channels: str) -> tuple[nn.Module, str]:
+    spec = SPEC.format(architecture, channels)
+    return upswap.patch(sources.open_source(spec).model.eval(), torch.zeros(1, 3, 64, 64)), spec
+
+
+def _decoder() -> nn.Module:
+    """UPerNet's decoder alone: the graph route and the source route."""
+    model = sources.open_source(SPEC.format("upernet", "8")).model.eval()
+    return upswap.patch(model.decoder, (model.encoder(torch.zeros(1, 3, 64, 64)),))
+
+
+def _saved(model: nn.Module, spec: str | None, folder: str, name: str) -> Seed:
+    path = upswap.save(model, Path(folder) / name, source=spec)
+    return Seed(name, {name: path.read_bytes()}, name)
+
+
+def _torch_saved(value: object, folder: str, name: str) -> Seed:
+    path = Path(folder) / name
+    torch.save(value, path)
+    return Seed(name, {name: path.read_bytes()}, name)
+
+
+def _folder(model: nn.Module, spec: str, folder: str, name: str) -> Seed:
+    path = upswap.save(model, Path(folder) / name, source=spec)
+    return Seed(name, {file.name: file.read_bytes() for file in sorted(path.iterdir())}, "")
+
+
+def write(seed: Seed, files: Mapping[str, bytes], folder: Path) -> Path:
+    """Write the files of a seed, changed, and give the path to load."""
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder / seed.load

@@ -1,0 +1,182 @@
+"""A header of bytes cannot make gigabytes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import upswap
+from files import assert_same, patched, unet
+from fuzz.guard import Peak
+from upswap import PlanError, SourceError, portable, sources
+from upswap.budget import allocating_at_most, check_numbers
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return upswap.save(patched(unet()), tmp_path_factory.mktemp("budget") / "model.safetensors")
+
+
+def _refused(path: Path, says: str) -> None:
+    memory, start = Peak(), time.process_time()
+    with pytest.raises((SourceError, PlanError), match=says):
+        upswap.load(path)
+    # What a small model may take is the floor of the bound, 256 MiB.
+    assert memory.megabytes() < 600
+    assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("smp:unet?encoder_name=resnet18&classes=100000000", "number 100000000"),
+        ("timm:vit_tiny_patch16_224?depth=1000000000", "number 1000000000"),
+        ("timm:vit_tiny_patch16_224?depth=4096", "far larger"),
+        ("timm:vit_tiny_patch16_224?embed_dim=4095", "far larger"),
+        ("smp:unet?encoder_name=resnet152&decoder_channels=(4096,4096,4096,4096,4096)", "far larger"),
+        # Of small tables a large one is made, by no function that is told a size.
+        ("timm:swin_tiny_patch4_window7_224?window_size=300&img_size=4096", "far larger"),
+        ("timm:resnet18?drop_path_rate=1e300", "number 1e"),
+    ],
+)
+def test_an_architecture_far_larger_than_the_weights(spec: str, says: str, tmp_path: Path) -> None:
+    tensors = {"weight": torch.zeros(64)}
+    header = {"schema": 1, "source": spec, "plan": None, "shared": {}}
+    path = tmp_path / "model.safetensors"
+    portable.write(tensors, {portable.HEADER_KEY: json.dumps(header)}, path)
+    _refused(path, says)
+
+
+def _edited(file: Path, path: Path, **entries: Any) -> Path:
+    tensors, header = portable.read(file)
+    for site in header["plan"]["sites"]:
+        site.update(entries)
+    portable.write(tensors, {portable.HEADER_KEY: json.dumps(header)}, path)
+    return path
+
+
+def test_upsamplers_far_larger_than_the_weights(file: Path, tmp_path: Path) -> None:
+    _refused(_edited(file, tmp_path / "one.safetensors", channels=10**9), "channels")
+    many = list(range(8, 20_008, 8))
+    _refused(_edited(file, tmp_path / "many.safetensors", other_channels=many), "far larger|channels")
+
+
+def test_shared_tensors_count_once(tmp_path: Path) -> None:
+    tensors = {"weight": torch.zeros(2**20)}
+    header = {"schema": 1, "source": "timm:vit_tiny_patch16_224?embed_dim=3072", "plan": None}
+    header["shared"] = {f"w{index}": "weight" for index in range(10_000)}
+    path = tmp_path / "model.safetensors"
+    portable.write(tensors, {portable.HEADER_KEY: json.dumps(header)}, path)
+    _refused(path, "far larger")
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "mit_b0"])
+@pytest.mark.parametrize("name", list(smp.MODEL_ARCHITECTURES_MAPPING))
+def test_every_architecture_of_smp_is_within_it(name: str, encoder: str, tmp_path: Path) -> None:
+    if (name, encoder) in (("unetplusplus", "mit_b0"), ("linknet", "mit_b0"), ("dpt", "mit_b0")):
+        pytest.skip("SMP has no such model")
+    encoder = "tu-vit_tiny_patch16_224" if name == "dpt" else encoder
+    _comes_back(f"smp:{name}?encoder_name={encoder}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "timm:hrnet_w18_small",
+        "timm:swinv2_tiny_window8_256",
+        "torchvision:swin_t",
+        "torchvision:deeplabv3_mobilenet_v3_large",
+    ],
+)
+def test_models_of_timm_and_torchvision_are_within_it(spec: str, tmp_path: Path) -> None:
+    _comes_back(spec, tmp_path)
+
+
+def _comes_back(spec: str, tmp_path: Path) -> None:
+    model = sources.open_source(spec).model.eval()
+    path = upswap.save(model, tmp_path / "model.safetensors", source=spec)
+    got = upswap.load(path)
+    for (name, tensor), (same, other) in zip(model.state_dict().items(), got.state_dict().items(), strict=True):
+        assert name == same
+        assert torch.equal(tensor, other)
+
+
+def test_a_patched_model_in_half_precision_is_within_it(tmp_path: Path) -> None:
+    model = patched(smp.UPerNet("resnet18", encoder_weights=None).eval())  # graph and source route
+    assert_same(upswap.load(upswap.save(model, tmp_path / "model.safetensors")), model)
+    half = upswap.load(upswap.save(model.half(), tmp_path / "half.safetensors"))
+    assert next(half.parameters()).dtype is torch.float16
+
+
+def test_every_way_to_make_memory_counts() -> None:
+    held = {"a": torch.zeros(1)}
+    big = 2**27  # 512 MiB of float32, above the floor
+    vector = torch.zeros(2**15)
+    ways: dict[str, Any] = {
+        "zeros": lambda: torch.zeros(big),
+        "randn": lambda: torch.randn(2, big),
+        "arange": lambda: torch.arange(big),
+        "linspace": lambda: torch.linspace(0, 1, big),
+        "outer": lambda: vector[:, None] - vector,
+        "clone": lambda: torch.zeros(1).expand(big).clone(),
+        "contiguous": lambda: torch.zeros(1).expand(big).contiguous(),
+        "to": lambda: torch.zeros(1).expand(big).to(torch.float64),
+        "repeat": lambda: vector.repeat(2**13),
+        "cat": lambda: torch.cat([vector] * 2**13),
+        "stack": lambda: torch.stack([vector] * 2**13),
+        "in steps": lambda: [torch.zeros(2**20) for _ in range(200)],
+        "in small ones": lambda: [torch.zeros(1) for _ in range(10_000)],
+        "from a thread's worth of layers": lambda: torch.nn.Linear(2**14, 2**14),
+    }
+    for name, way in ways.items():
+        memory = Peak()
+        says = r"f\.safetensors describes a model far larger"
+        with pytest.raises(SourceError, match=says), allocating_at_most(held, "f.safetensors"):
+            way()
+        assert memory.megabytes() < 400, name
+
+
+def test_an_error_put_in_the_place_of_ours_is_ours_again() -> None:
+    def wrapped() -> None:
+        try:
+            torch.zeros(2**40)
+        except Exception as error:
+            raise RuntimeError("cannot build") from error
+
+    def swallowed() -> None:
+        with contextlib.suppress(SourceError):
+            torch.zeros(2**40)
+
+    for way in (wrapped, swallowed):
+        with pytest.raises(SourceError, match="far larger"), allocating_at_most({}, "f"):
+            way()
+    with pytest.raises(RuntimeError, match="another"), allocating_at_most({}, "f"):
+        raise RuntimeError("another")
+
+
+def test_what_takes_no_memory_is_not_counted() -> None:
+    with allocating_at_most({}, "f"):
+        with FakeTensorMode() as mode:
+            fake = torch.zeros(2**40)
+            (fake + 1).view(2, -1).clone()
+            mode.from_tensor(torch.zeros(1)).expand(2**40).clone()
+        torch.zeros(2**40, device="meta").clone()
+        torch.zeros(1).expand(2**40).view(2, -1)
+        torch.zeros(2**10).add_(1)
+        torch.nonzero(torch.ones(2**10))
+
+
+def test_numbers_have_to_be_those_of_the_tensors() -> None:
+    tensors = {"a": torch.zeros(10_000, 2), "empty": torch.zeros(10**9, 0)}
+    check_numbers({"classes": 10_000, "sizes": (512, [4096, -1, None, "text", True])}, tensors, "f")
+    for number in (10_001, -(10**6), 1e9, float("nan"), float("inf"), 10**400):
+        with pytest.raises(SourceError, match="f names an architecture with the number"):
+            check_numbers({"deep": [({"x": number},)]}, tensors, "f")

@@ -1,0 +1,195 @@
+"""What a `.pt` may cost: files that claim, nest or compress more than a model's would."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import upswap
+from fuzz.guard import Peak
+from pickles import Call, Global, New, Raw, pickled, records, write_pt
+from upswap import SourceError
+
+
+def calls() -> dict[str, Any]:
+    """Calls that torch's own list of safe functions lets a file make."""
+    storage = Raw(b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ")
+    return {
+        "bytearray": Call(Global("builtins", "bytearray"), 10**12),
+        "bytearray by its old name": Call(Global("__builtin__", "bytearray"), 10**12),
+        "a tensor": Call(Global("torch", "Tensor"), 10**6, 10**6),
+        "a legacy tensor": Call(Global("torch", "FloatTensor"), 10**12),
+        "a storage": Call(Global("torch.storage", "UntypedStorage"), 10**12),
+        "a storage, by NEWOBJ": New(Global("torch.storage", "UntypedStorage"), 10**12),
+        "a tensor written out": Call(
+            Global("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"), storage, Global("torch", "float64"), "cpu", False
+        ),
+        "a codec of quadratic cost": Call(Global("_codecs", "encode"), "é" * 10**6, "punycode"),
+        "bytearray by way of a tensor's rebuilding": Call(
+            Global("torch._tensor", "_rebuild_from_type_v2"), Global("builtins", "bytearray"), Global("torch", "Tensor"),
+            (10**12,), {},
+        ),
+        "bytearray in a list of functions": Call(Raw(b"](cbuiltins\nbytearray\ne"), 10**12),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(calls()))
+def test_a_file_cannot_call_for_memory_or_time(name: str, tmp_path: Path) -> None:
+    path = write_pt(tmp_path / "evil.pt", pickled(calls()[name]))
+    memory, start = Peak(), time.process_time()
+    with pytest.raises(SourceError, match=r"evil\.pt is refused: (it tries to call|it encodes|its pickle calls)"):
+        upswap.load(path)
+    assert memory.megabytes() < 100
+    assert time.process_time() - start < 5
+
+
+def test_torch_itself_makes_such_calls(tmp_path: Path) -> None:
+    """So that the tests above can fail."""
+    path = write_pt(tmp_path / "evil.pt", pickled(Call(Global("builtins", "bytearray"), 10**6)))
+    assert torch.load(path, weights_only=True) == bytearray(10**6)
+    path = write_pt(tmp_path / "evil.pt", pickled(Call(Global("_codecs", "encode"), "é", "punycode")))
+    assert torch.load(path, weights_only=True) == "é".encode("punycode")
+
+
+# As the key of a dict, which is hashed.
+_DEEP = b"\x80\x02})" + b"\x85" * 400_000 + b"Ns."
+_PAIRS = b"\x80\x02})" + b"N\x86" * 400_000 + b"Ns."
+_SHAPES = b"\x80\x02})" + b"q\x01h\x01\x85" * 400_000 + b"Ns."
+
+
+@pytest.mark.parametrize("data", [_DEEP, _PAIRS, _SHAPES], ids=["tuples", "pairs", "through the memo"])
+def test_tuples_nested_so_deep_that_hashing_them_would_kill_the_process(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nests tuples more than"):
+        upswap.load(write_pt(tmp_path / "deep.pt", data))
+
+
+def test_such_tuples_do_kill_a_process(tmp_path: Path) -> None:
+    path = write_pt(tmp_path / "deep.pt", _DEEP)
+    code = f"import torch; torch.load({str(path)!r}, weights_only=True)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120).returncode < 0
+
+
+def _archive(path: Path, entries: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> dict[str, bytes]:
+    torch.save(nn.Linear(2, 2), tmp_path / "model.pt")
+    return records(tmp_path / "model.pt")
+
+
+def test_compressed_records_are_refused_before_they_are_opened(saved: dict[str, bytes], tmp_path: Path) -> None:
+    bomb = {name: bytes(2**29) if name.endswith("data.pkl") else data for name, data in saved.items()}
+    path = _archive(tmp_path / "bomb.pt", list(bomb.items()), zipfile.ZIP_DEFLATED)
+    del bomb
+    assert path.stat().st_size < 2**20
+    memory = Peak()
+    with pytest.raises(SourceError, match=r"model/data\.pkl is compressed.*save it with torch\.save"):
+        upswap.load(path)
+    assert memory.megabytes() < 100
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_records_of_one_name(saved: dict[str, bytes], tmp_path: Path) -> None:
+    path = _archive(tmp_path / "two.pt", [*saved.items(), ("model/data.pkl", b"\x80\x02N.")])
+    with pytest.raises(SourceError, match="several records of one name"):
+        upswap.load(path)
+
+
+def test_records_that_share_their_bytes(saved: dict[str, bytes], tmp_path: Path) -> None:
+    """A thousand entries of the table of contents that lead to one record of a megabyte."""
+    path = tmp_path / "overlapping.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in saved.items():
+            archive.writestr(name, data)
+        archive.writestr("model/data/000", bytes(2**20))
+        for index in range(1, 1000):
+            info = zipfile.ZipInfo(f"model/data/{index:03}")
+            first = archive.getinfo("model/data/000")
+            for attribute in ("header_offset", "CRC", "compress_size", "file_size"):
+                setattr(info, attribute, getattr(first, attribute))
+            archive.filelist.append(info)
+            archive.NameToInfo[info.filename] = info
+    with pytest.raises(SourceError, match=r"longer than the file|damaged"):
+        upswap.load(path)
+
+
+def test_a_tensor_larger_than_its_storage(saved: dict[str, bytes], tmp_path: Path) -> None:
+    data = saved["model/data.pkl"].replace(b"K\x02K\x02\x86", b"J\x00\x00\x00\x40J\x00\x00\x00\x40\x86", 1)
+    assert data != saved["model/data.pkl"]
+    with pytest.raises(SourceError, match="damaged"):
+        upswap.load(_archive(tmp_path / "model.pt", list({**saved, "model/data.pkl": data}.items())))
+
+
+def test_more_names_or_structure_than_any_model_has(tmp_path: Path) -> None:
+    names = b"".join(b"ctorch.nn.modules.linear\nLinear%d\n0" % index for index in range(600))
+    with pytest.raises(SourceError, match="asks for 600 classes"):
+        upswap.load(write_pt(tmp_path / "names.pt", b"\x80\x02" + names.replace(b"\n0", b"\n") + b"."))
+    with pytest.raises(SourceError, match="more than the structure of any model"):
+        upswap.load(write_pt(tmp_path / "long.pt", b"\x80\x02" + b"\x8f" * (33 * 2**20) + b"."))
+
+
+@pytest.mark.parametrize("data", [b"\x80\x02(((", b"\x80\x02h\x07.", b"\x80\x02R.", b"\x80\x02X\xff\xff\xff\xff.", b""])
+def test_instructions_that_lead_nowhere(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="damaged"):
+        upswap.load(write_pt(tmp_path / "broken.pt", data))
+
+
+def test_another_table_of_contents_than_python_sees(saved: dict[str, bytes], tmp_path: Path) -> None:
+    """Data put before an archive: Python's zipfile looks for the table relative to the end, torch from the start."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in saved.items():
+            archive.writestr(name, data if not name.endswith("data.pkl") else bytes(2**26))
+    path = _archive(tmp_path / "model.pt", list(saved.items()))
+    path.write_bytes(whole.getvalue() + path.read_bytes())
+    with pytest.raises(SourceError):
+        upswap.load(path)
+
+
+def test_what_torch_save_writes_of_other_values_is_looked_through_too(tmp_path: Path) -> None:
+    """Numbers, text and containers of every kind that pickles have go through without a call."""
+    module = nn.Identity()
+    module.values = [
+        1,
+        -1,
+        70_000,
+        2**40,
+        -(2**70),
+        1.5,
+        "é",
+        None,
+        True,
+        (),
+        (1,),
+        (1, 2),
+        (1, 2, 3),
+        tuple(range(9)),
+        {1},
+        1j,
+    ]
+    module.more = {"a": {"b": [torch.Size([1]), torch.float16, torch.device("cpu"), b"bytes"]}}
+    torch.save(module, tmp_path / "model.pt")
+    got: Any = upswap.load(tmp_path / "model.pt")
+    assert got.values == module.values
+    assert got.more == module.more
+
+
+def test_pickles_of_another_protocol_say_so(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "model.pt", pickle_protocol=pickle.HIGHEST_PROTOCOL)
+    with pytest.raises(SourceError, match="pickle form that is never loaded"):
+        upswap.load(tmp_path / "model.pt")

@@ -1,0 +1,161 @@
+"""One model of a run, from its source to its row: built, looked at, swapped, verified, saved."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import atomic, checkpoint
+from .._version import __version__
+from ..errors import SourceError, UpswapError, VerificationError
+from ..examples import example_inputs_for
+from ..inputs import Inputs
+from ..planning import make_plan
+from ..preserve import preserved
+from ..rewrite import apply
+from ..sites import Options, Plan
+from ..sources import open_source
+from ..verify import Capture, capture, compare
+from .checks import run_checks
+from .rows import Row, Task
+
+
+def run(task: Task) -> Row:
+    """Do the task. Whatever goes wrong is in the row: its status, and the cause in a line."""
+    row = Row(task.source)
+    torch.set_num_threads(task.settings.threads)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _run(task, row)
+    except UpswapError as error:
+        row.status = "cannot be built" if isinstance(error, SourceError) and "build" in row.seconds else "failed"
+        row.error = str(error).removeprefix(task.source).lstrip(": ")  # the row says of which model it is
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a model's own code; one model must not stop the others
+        row.status = "failed"
+        row.error = f"{type(error).__name__}: {error}"
+    return row
+
+
+def _run(task: Task, row: Row) -> None:
+    settings = task.settings
+    with _timed(row, "build"):
+        row.status = "cannot be built"
+        source = open_source(task.source, trust=settings.trust)
+    row.status = "failed"
+    if settings.build_only:
+        row.status = "nothing to swap"
+        return
+    model = source.model.eval()
+    row.versions = _versions(model)
+    row.parameters = row.parameters_after = _count(model)
+    options = Options(**settings.options)
+    with _timed(row, "look"):
+        size = settings.input_size
+        given = None if size is None else example_inputs_for(model, size)
+        plan, rewritings = make_plan(model, given, options)
+    _describe(row, plan)
+    if not plan.swapped:
+        row.status = "nothing to swap"
+        return
+    with _timed(row, "verify"):
+        captured = capture(model, given)
+        row.flops = _flops(model, captured.runs[0][0])
+    shapes = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    with _timed(row, "look"):
+        apply(model, plan, rewritings)
+    row.parameters_after = _count(model)
+    with _timed(row, "verify"):
+        _verify(captured, model, plan, row)
+        row.flops_after = _flops(model, captured.runs[0][0])
+        row.flops_at = ", ".join("x".join(map(str, tensor.shape)) for tensor in captured.runs[0][0].tensors())
+    if settings.check:
+        with _timed(row, "check"):
+            row.checks = run_checks(model, plan, captured, shapes)
+    if settings.output is not None:
+        with _timed(row, "save"):
+            _save(model, plan, task)
+        row.output = Path(task.target).name
+    row.status = "converted"
+
+
+@contextlib.contextmanager
+def _timed(row: Row, phase: str) -> Iterator[None]:
+    before = time.perf_counter()
+    row.seconds.setdefault(phase, 0.0)
+    try:
+        yield
+    finally:
+        row.seconds[phase] = round(row.seconds[phase] + time.perf_counter() - before, 4)
+
+
+def _describe(row: Row, plan: Plan) -> None:
+    row.model = plan.model_class
+    row.sites, row.swapped = len(plan.sites), len(plan.swapped)
+    row.kept = dict(Counter(site.kind for site in plan.kept))
+    row.routes = dict(Counter(site.route for site in plan.swapped if site.route))
+    row.details = [
+        {
+            "site": site.name,
+            "kind": site.kind,
+            "mode": site.mode,
+            "ratio": site.ratio,
+            "channels": site.channels,
+            "shape": f"{'x'.join(map(str, site.in_shape[2:]))} -> {'x'.join(map(str, site.out_shape[2:]))}",
+            "swap": site.swap,
+            "route": site.route or "",
+            "reason": site.reason,
+        }
+        for site in plan.sites
+    ]
+
+
+def _verify(captured: Capture, model: nn.Module, plan: Plan, row: Row) -> None:
+    report = compare(captured, model)
+    row.max_rel_diff = report.max_rel_diff
+    exact = plan.options.init == "match" and not plan.options.cascade
+    broken = [line for line in report.rows if line.problem or (exact and not line.ok)]
+    if broken or not report.rows:
+        worst = broken[0].problem or f"relative difference {broken[0].max_rel_diff:.1e}" if broken else "no outputs"
+        raise VerificationError(f"the patched model does not compute what the original did: {worst}; nothing was saved")
+
+
+def _save(model: nn.Module, plan: Plan, task: Task) -> None:
+    # A file that is there is of a run that was stopped between writing it and its row.
+    target = Path(task.target)
+    if task.settings.output == "plan":
+        atomic.write_text(target, plan.to_json(indent=2) + "\n", force=True)
+    else:
+        checkpoint.save(model, target, source=task.source, force=True)
+
+
+def _flops(model: nn.Module, inputs: Inputs) -> int:
+    counter = FlopCounterMode(display=False)
+    with preserved(model), torch.no_grad(), counter:
+        own = inputs.copied()
+        model(*own.args, **own.kwargs)
+    return int(counter.get_total_flops())
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _versions(model: nn.Module) -> dict[str, str]:
+    """The versions of upswap, torch and the packages that the model's classes come from."""
+    import sys
+
+    packages = {type(module).__module__.partition(".")[0] for module in model.modules()} | {"torch"}
+    found: dict[str, Any] = {name: getattr(sys.modules.get(name), "__version__", None) for name in sorted(packages)}
+    return {"upswap": __version__, **{name: str(version) for name, version in found.items() if version is not None}}
