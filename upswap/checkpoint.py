@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from . import atomic, folder, pickled, portable
-from . import trust as trusting
 from .errors import OptionError, SaveError, SourceError
 from .sources import path_of, rebuilds, spec_of
 from .weights import assign, is_state_dict
@@ -84,7 +83,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust: Iterable[st
         raise OptionError(f"{path} holds a whole model; model= is for .safetensors files and folders")
     found = pickled.read(path, trust)
     if isinstance(found, nn.Module):
-        return trusting.unseal(found)
+        return found
     raise SourceError(pickled.not_a_model(path, found))
 
 

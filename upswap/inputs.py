@@ -11,6 +11,7 @@ import dataclasses
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -149,14 +150,14 @@ def build(description: Any, make: Callable[[list[int], torch.dtype], torch.Tenso
     tuples, and none of their code is run.
     """
     if "tensor" in description:
-        return make(list(description["tensor"]), getattr(torch, description["dtype"]))
+        return make(list(description["tensor"]), _dtype(description["dtype"]))
     if "args" in description:
         return Inputs(build(description["args"], make), build(description["kwargs"], make))
     ((form, content),) = description.items()
     if form == "size":
         return torch.Size(content)
     if form == "dtype":
-        return getattr(torch, content)
+        return _dtype(content)
     if form == "value":
         return content
     if form in ("tuple", "list"):
@@ -195,10 +196,26 @@ def _has_fields(cls: type) -> bool:
 
 def _find(module: str, name: str) -> type | None:
     """The named tuple or dataclass of that name in a module that is loaded."""
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
+    found = loaded(module, name)
     return found if isinstance(found, type) and _has_fields(found) else None
+
+
+def loaded(module: str, name: str) -> Any:
+    """What a module that is loaded, or a class in it, defines under a dotted name; None where it does not.
+
+    A name may come from a stranger's file, and asking a module for an attribute can make it import more.
+    """
+    value: Any = sys.modules.get(module)
+    for part in name.split("."):
+        value = vars(value).get(part) if isinstance(value, type | ModuleType) else None
+    return value.__func__ if isinstance(value, staticmethod | classmethod) else value
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = vars(torch).get(name)
+    if not isinstance(found, torch.dtype):
+        raise InputError(f"{name!r} is not the name of a torch.dtype")
+    return found
 
 
 def _instance(cls: type, fields: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> Any:

@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from types import CellType, CodeType, FunctionType
 from typing import Any, cast
@@ -21,6 +20,7 @@ from typing import Any, cast
 from torch import nn
 
 from .errors import RewriteError
+from .inputs import loaded
 from .locate import find_call, is_function
 from .runtime import Target, enter, resize
 from .sites import Step
@@ -88,7 +88,7 @@ class Helper:
         self._made: dict[FunctionType, FunctionType] = {}
         #: Whether torch calls the function for the model, handed to it as an argument.
         self.indirect = any(step.fresh for step, _ in functions)
-        for value in (callee, *(_global(step) for step, _ in functions)):
+        for value in (callee, *(loaded(step.module, step.function) for step, _ in functions)):
             for function in functions_in(value):
                 new = self._compiled(function, owner)
                 if new is not None:
@@ -122,14 +122,6 @@ class Helper:
                 _begin(node, [ast.If(none, [fresh], [])])
                 return _Template(function, node, injected)
         return None
-
-
-def _global(step: Step) -> Any:
-    """The function of a module, or of a class in it, that a step names; None for others."""
-    value: Any = sys.modules.get(step.module)
-    for name in step.function.split("."):
-        value = getattr(value, name, None)
-    return value
 
 
 def _copied(function: FunctionType) -> ast.FunctionDef:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from . import hub
 from .builders import DOWNLOADS, build
@@ -102,8 +103,8 @@ def rebuild(text: str, path: str, trust: Iterable[str] = ()) -> nn.Module:
                 f'(in Python: trust=["{top}"]), or pass the model: upswap.load(path, model)'
             )
         return build(spec)
-    values = [spec.name, *(value for value in spec.options.values() if isinstance(value, str))]
-    outside = next((value for value in values if ":" in value or "/" in value or "\\" in value), None)
+    values = [spec.name, *pytree.tree_leaves(dict(spec.options))]
+    outside = next((v for v in values if isinstance(v, str) and (":" in v or "/" in v or "\\" in v)), None)
     if outside is not None or any(spec.options.get(key) for key in DOWNLOADS):
         raise UntrustedFileError(
             f"{path} names the architecture {text!r}, which would be fetched from elsewhere. If you trust it, build it "

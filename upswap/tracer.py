@@ -7,7 +7,9 @@ from those values: `straight.py` admits only code that cannot, and anything that
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -105,6 +107,18 @@ def _method(name: str) -> Callable[..., Any]:
     return call
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own report of what does not work on fake tensors: the reason goes into the plan."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def trace(owner: nn.Module, forward: Any, device: torch.device) -> fx.Graph:
     """The graph of `owner.forward`, with the original names and defaults of its parameters.
 
@@ -123,7 +137,8 @@ def trace(owner: nn.Module, forward: Any, device: torch.device) -> fx.Graph:
         children = [(c["path"], make(c["output"])) for c in forward["children"] if c["output"] is not None]
         tracer = ValueTracer(list(bound.arguments.values())[1:], children)
         try:
-            graph = tracer.trace(owner)
+            with _quiet():
+                graph = tracer.trace(owner)
         except RewriteError:
             raise
         except Exception as error:  # FX and the traced code raise what they like on what they cannot do

@@ -22,7 +22,6 @@ import torch
 
 from .errors import OptionError, SourceError, UntrustedFileError
 from .sealed import NUMPY, SafeGlobal, Sealed, SealedFunction, inside, numpy_globals, seal
-from .sealed import unseal as unseal
 
 #: Packages whose classes are admitted, each cut down to the parts that models are made of.
 PACKAGES: tuple[str, ...] = (

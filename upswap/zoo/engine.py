@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def _cluster(backend: str, address: str | None, jobs: int) -> Iterator[dict[str,
     if backend == "local":
         if address is not None:
             raise OptionError("--address is for --backend ray or dask")
-        yield {"backend": "loky", "initializer": _ignore_interrupts} if jobs != 1 else {}
+        yield {"backend": "loky", "initializer": _begin_worker, "initargs": (os.getpid(),)} if jobs != 1 else {}
     elif backend == "ray":
         with _needs("ray", "pip install 'ray[default]'"):
             import ray
@@ -134,9 +135,17 @@ def _cluster(backend: str, address: str | None, jobs: int) -> Iterator[dict[str,
             client.close()
 
 
-def _ignore_interrupts() -> None:
-    """In a local worker: Ctrl-C goes to every process of the terminal, and the main one stops the workers."""
+def _begin_worker(owner: int) -> None:
+    """In a local worker: Ctrl-C goes to every process of the terminal, and the main one stops the workers. Where that is
+    killed it cannot, and joblib's workers would stay for minutes: they go by themselves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == owner:  # another one takes over the children of a process that is gone
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
