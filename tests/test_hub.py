@@ -357,7 +357,7 @@ def test_a_folder_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = segformer()
     (tmp_path / "file").write_text("")
-    with pytest.raises(SaveError, match="must end in"):
+    with pytest.raises(SaveError, match="is a file; name a folder"):
         upswap.save(model, tmp_path / "file")
     with pytest.raises(SaveError, match="no folder"):
         upswap.save(model, tmp_path / "missing" / "folder")

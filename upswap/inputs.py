@@ -214,7 +214,7 @@ def loaded(module: str, name: str) -> Any:
 def _dtype(name: str) -> torch.dtype:
     found = vars(torch).get(name)
     if not isinstance(found, torch.dtype):
-        raise InputError(f"{name!r} is not the name of a torch.dtype")
+        raise ValueError(f"{name!r} is not the name of a torch.dtype")
     return found
 
 

@@ -27,11 +27,6 @@ from .routes import Misfit, Rewriting, replay_owner
 from .sites import Location, Plan, Site, Step
 from .survey import sizing
 
-#: A run on fewer elements (two images of 64x64 pixels) is cheaper for real than on fake tensors, and its memory is nothing to
-#: count where a file's is limited (`budget.py`).
-_CHEAP = 2 * 3 * 64 * 64
-#: Inputs with more elements than this (2300x2300 pixels) are not run with.
-_MOST = 2**24
 #: Numbers larger than this among the arguments are not run with: a model may count to them, and a file come from a stranger.
 _COUNTABLE = 10_000
 
@@ -110,19 +105,14 @@ def _run(model: nn.Module, description: Mapping[str, Any]) -> Observation | None
         shapes = _inputs.build(description, lambda shape, dtype: torch.empty(shape, dtype=dtype, device="meta"))
         if not isinstance(shapes, Inputs) or _counts_far(shapes):
             return None
-        elements = sum(tensor.numel() for tensor in shapes.tensors())
-        if elements > _MOST:
+        if sum(tensor.numel() for tensor in shapes.tensors()) > REAL_LIMIT:
             return None
         made = shapes.map(lambda tensor: value(list(tensor.shape), tensor.dtype).to(device))
     except (InputError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):  # described badly or not at all
         return None
-    if device.type == "meta" or elements > REAL_LIMIT:
-        ways: tuple[bool, ...] = (True,)
-    else:
-        ways = (False, True) if elements <= _CHEAP else (True, False)
-    for fake in ways:
-        with contextlib.suppress(ModelFailed):
-            return observe(model, made, fake=fake)
+    # Never fake where the model is not: a model that caches what it computes would be left with fake tensors.
+    with contextlib.suppress(ModelFailed):
+        return observe(model, made, fake=device.type == "meta")
     return None
 
 

@@ -38,7 +38,7 @@ KINDS: dict[str, str] = {
 ROUTES = ("module", "graph", "source")
 
 #: The path of a module, as `get_submodule` takes it; that of the model itself is empty.
-ModulePath = Annotated[str, Rule("the path of a module", re.compile(r"([^.\s]+(\.[^.\s]+)*)?").fullmatch)]
+ModulePath = Annotated[str, Rule("the path of a module", re.compile(r"([^.]+(\.[^.]+)*)?").fullmatch)]
 Name = Annotated[str, Rule("a name", bool)]
 Dtype = Annotated[str, Rule("the name of a torch.dtype", str.isidentifier)]
 Count = Annotated[int, Rule("zero or a positive number", lambda value: value >= 0)]
@@ -155,6 +155,11 @@ class Options:
             raise OptionError("kinds is empty: name at least one of " + ", ".join(KINDS))
         if self.groups is not None and (type(self.groups) is not int or self.groups < 1):
             raise OptionError(f"groups must be a positive integer, got {self.groups!r}")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the model computes at step 0 what it did before."""
+        return self.init == "match" and not self.cascade
 
 
 @dataclasses.dataclass(frozen=True)

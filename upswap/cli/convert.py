@@ -94,16 +94,11 @@ def default_output(source: str) -> Path:
     return path.with_name(f"{path.stem}.upswap{suffix}")
 
 
-def _exact(plan: Plan) -> bool:
-    """Whether the options promise the original function at step 0."""
-    return plan.options.init == "match" and not plan.options.cascade
-
-
 def _check(report: Report, plan: Plan) -> None:
     """`VerificationError` where the model is not what it was; nothing has been written then."""
     from ..errors import VerificationError
 
-    broken = [row for row in report.rows if row.problem or (_exact(plan) and not row.ok)]
+    broken = [row for row in report.rows if row.problem or (plan.options.exact and not row.ok)]
     if broken or not report.rows:
         rows = "; ".join(
             f"output {row.output} at {row.inputs}: {row.problem or f'relative difference {row.max_rel_diff:.1e}'}"
@@ -122,7 +117,7 @@ def _print(result: Mapping[str, Any], plan: Plan) -> None:
     share = f" ({added / before:+.2%} of {before:,})" if before else ""
     console.print(f"\nparameters added   {added:,}{share}")
     difference = f"{result['max_rel_diff']:.1e} of the largest output, at inputs {'; '.join(result['verified_at'])}"
-    why = "" if _exact(plan) else " (--init paper and --cascade change the function)"
+    why = "" if plan.options.exact else " (--init paper and --cascade change the function)"
     console.print(f"step-0 difference  {difference}{why}")
     if result["saved"] is None:
         console.print("saved              nothing (dry run)")

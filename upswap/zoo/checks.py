@@ -52,7 +52,7 @@ def _sites(original: nn.Module, plan: Plan) -> str:
 
 def _step_0(original: nn.Module, patched: nn.Module, captured: Capture, plan: Plan) -> str:
     """Equal outputs at two sizes in eval mode, and in train mode where the model runs in it without targets."""
-    if plan.options.init != "match" or plan.options.cascade:
+    if not plan.options.exact:
         return ""
     report = compare(captured, patched)
     if not report.ok:

@@ -124,8 +124,7 @@ def _describe(row: Row, plan: Plan) -> None:
 def _verify(captured: Capture, model: nn.Module, plan: Plan, row: Row) -> None:
     report = compare(captured, model)
     row.max_rel_diff = report.max_rel_diff
-    exact = plan.options.init == "match" and not plan.options.cascade
-    broken = [line for line in report.rows if line.problem or (exact and not line.ok)]
+    broken = [line for line in report.rows if line.problem or (plan.options.exact and not line.ok)]
     if broken or not report.rows:
         worst = broken[0].problem or f"relative difference {broken[0].max_rel_diff:.1e}" if broken else "no outputs"
         raise VerificationError(f"the patched model does not compute what the original did: {worst}; nothing was saved")
