@@ -30,7 +30,7 @@ from upswap.zoo.rows import Row, Settings, Task
 
 ENCODERS = (
     "resnet18,resnet34,resnet50,resnet101,resnext50_32x4d,densenet121,efficientnet-b0,efficientnet-b3,mobilenet_v2,"
-    "mit_b0,mit_b2,vgg13,vgg16_bn,dpn68,timm-regnetx_016,timm-efficientnet-lite0,tu-convnext_atto,tu-convnext_tiny,"
+    "mit_b0,mit_b2,vgg13,vgg16_bn,dpn68,mobileone_s0,timm-skresnet18,tu-convnext_atto,tu-convnext_tiny,"
     "tu-resnetv2_50,tu-mobilenetv3_small_100"
 )
 OPTIONS = {
@@ -61,7 +61,7 @@ def wall(sources: list[str], folder: Path, settings: Settings, jobs: int) -> tup
         while not ended.wait(0.5):
             for process in psutil.Process().children(recursive=True):
                 try:
-                    if "upswap.zoo.nursery" in " ".join(process.cmdline()):
+                    if _nursery(process) and not _nursery(process.parent()):  # its forks look like it
                         peak[0] = max(peak[0], process.memory_info().rss)
                 except psutil.NoSuchProcess:
                     continue
@@ -74,6 +74,10 @@ def wall(sources: list[str], folder: Path, settings: Settings, jobs: int) -> tup
     ended.set()
     thread.join()
     return seconds, list(journal.rows().values()), peak[0]
+
+
+def _nursery(process: psutil.Process | None) -> bool:
+    return process is not None and "upswap.zoo.nursery" in " ".join(process.cmdline())
 
 
 @click.command()
