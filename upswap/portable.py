@@ -108,15 +108,12 @@ def restored(
             made = build().train(bool(description.get("training"))) if model is None else model
             if description.get("plan") is not None:
                 made = patch(made, plan=_checked(description["plan"], made, path))
-        try:
-            assign(made, tensors, path, keep_dtype=True)
-        except SourceError:
-            if model is not None and description.get("plan") is not None:
-                undo(model)  # the caller's own
-            raise
-    except UpswapError:
-        raise
+        assign(made, tensors, path, keep_dtype=True)
     except Exception as error:  # the entries of a damaged or made-up description reach all of the above
+        if model is not None and is_patched(model):
+            undo(model)  # the caller's own
+        if isinstance(error, UpswapError):
+            raise
         cause = trusting.shown((str(error).splitlines() or [""])[0])
         raise SourceError(f"{path} describes a model that cannot be made: {type(error).__name__}: {cause}") from error
     return made

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..zoo.rows import FORMATS, STATUSES
 from .options import common_options, patch_flags, patch_options
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _OPTIONS = [
     click.option(
         "--format",
         "output",
-        type=click.Choice(["pt", "safetensors", "plan"]),
+        type=click.Choice(list(FORMATS)),
         default="pt",
         show_default=True,
         help="What is written for each model; plan: its sites and decisions as JSON.",
@@ -155,7 +156,7 @@ def _run(sources: Sequence[str], options: dict[str, Any]) -> None:
     from ..zoo.journal import Journal
 
     settings = _settings(options)
-    suffix = {"pt": ".pt", "safetensors": ".safetensors", "plan": ".plan.json"}.get(settings.output or "", "")
+    suffix = FORMATS.get(settings.output or "", "")
     folder = Path(options["out"] or ".")
     targets = catalog.targets(sources, folder, suffix)
     if options["dry_run"]:
@@ -360,16 +361,10 @@ def _print(rows: list[Row]) -> None:
         first = next(filter(None, problems), "").splitlines()[0][:300]
         console.print(Text.assemble(("\n" if row is broken[0] else ""), (row.source, "red"), f": {first}"))
     counts = totals(rows)
-    by_status = ", ".join(f"{counts[name]} {name}" for name in _statuses() if counts[name])
+    by_status = ", ".join(f"{counts[name]} {name}" for name in STATUSES if counts[name])
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts["kept"].items())
     console.print(
         f"\n{counts['models']} models: {by_status}. {counts['swapped']} of {counts['sites']} sites swapped"
         + (f", kept {kinds}" if kinds else ""),
         highlight=False,
     )
-
-
-def _statuses() -> tuple[str, ...]:
-    from ..zoo.rows import STATUSES
-
-    return STATUSES

@@ -21,8 +21,6 @@ from .journal import Journal
 from .nursery import Nursery, worker_name
 from .rows import Row, Task
 
-BACKENDS = ("local", "ray", "dask")
-
 #: How often in a row workers may be lost without a single model being done.
 _PATIENCE = 3
 

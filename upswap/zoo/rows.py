@@ -12,7 +12,8 @@ from typing import Any
 #: What can become of a model. The first two are well, the others say why in `error`.
 STATUSES = ("converted", "nothing to swap", "cannot be built", "failed")
 
-FORMATS = ("pt", "safetensors", "plan")
+#: What can be written for a model, and how its file ends.
+FORMATS = {"pt": ".pt", "safetensors": ".safetensors", "plan": ".plan.json"}
 
 
 @dataclasses.dataclass(frozen=True)
