@@ -11,6 +11,7 @@ largest model. The bound on import time is that each worker imports once: the en
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -26,7 +27,7 @@ import psutil
 from upswap.zoo import catalog
 from upswap.zoo.engine import run
 from upswap.zoo.journal import Journal
-from upswap.zoo.rows import Row, Settings, Task
+from upswap.zoo.rows import FORMATS, Row, Settings, Task
 
 ENCODERS = (
     "resnet18,resnet34,resnet50,resnet101,resnext50_32x4d,densenet121,efficientnet-b0,efficientnet-b3,mobilenet_v2,"
@@ -51,8 +52,7 @@ def wall(sources: list[str], folder: Path, settings: Settings, jobs: int) -> tup
     folder.mkdir()
     journal = Journal(folder)
     journal.start(settings)
-    suffix = ".plan.json" if settings.output == "plan" else ".pt"
-    targets = catalog.targets(sources, folder, suffix)
+    targets = catalog.targets(sources, folder, FORMATS[settings.output or "plan"])
     tasks = [Task(source, str(target), settings, os.getcwd()) for source, target in targets.items()]
     peak = [0.0]
     ended = threading.Event()
@@ -76,6 +76,18 @@ def wall(sources: list[str], folder: Path, settings: Settings, jobs: int) -> tup
     return seconds, list(journal.rows().values()), peak[0]
 
 
+def growth(rows: list[Row]) -> dict[str, float]:
+    """The powers of a model's parameters that seconds beside building it, and its process's memory, grow with."""
+    if len({row.parameters for row in rows}) < 2:
+        return {}
+    sizes = [math.log(row.parameters) for row in rows]
+    powers = {
+        "seconds grow with parameters to the": [math.log(row.total_seconds - row.seconds["build"]) for row in rows],
+        "peak memory grows with parameters to the": [math.log(row.peak_memory) for row in rows],
+    }
+    return {name: round(statistics.linear_regression(sizes, values).slope, 2) for name, values in powers.items()}
+
+
 def _nursery(process: psutil.Process | None) -> bool:
     return process is not None and "upswap.zoo.nursery" in " ".join(process.cmdline())
 
@@ -84,7 +96,7 @@ def _nursery(process: psutil.Process | None) -> bool:
 @click.option("--arch", default="*")
 @click.option("--encoder", default=ENCODERS)
 @click.option("--jobs", default=2)
-@click.option("--format", "output", type=click.Choice(["plan", "pt", "safetensors"]), default="plan")
+@click.option("--format", "output", type=click.Choice(list(FORMATS)), default="plan")
 @click.option("--json", "as_json", is_flag=True)
 def main(arch: str, encoder: str, jobs: int, output: str, as_json: bool) -> None:
     """Time both runs, architecture by architecture, and print a table."""
@@ -92,6 +104,7 @@ def main(arch: str, encoder: str, jobs: int, output: str, as_json: bool) -> None
     full = Settings(OPTIONS, output=output, threads=threads)
     floor = Settings(OPTIONS, output=None, build_only=True, threads=threads)
     table: list[dict[str, Any]] = []
+    converted: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         groups: dict[str, list[str]] = {}
         for source in catalog.smp(arch, encoder, {}):
@@ -100,6 +113,7 @@ def main(arch: str, encoder: str, jobs: int, output: str, as_json: bool) -> None
             alone, built, _ = wall(sources, Path(temporary, f"{name}-floor"), floor, jobs)
             seconds, rows, memory = wall(sources, Path(temporary, name), full, jobs)
             good = [row for row in rows if row.status == "converted"]
+            converted += good
             table.append(
                 {
                     "architecture": name,
@@ -122,7 +136,12 @@ def main(arch: str, encoder: str, jobs: int, output: str, as_json: bool) -> None
             print(json.dumps(table[-1]), file=sys.stderr, flush=True)
     total = {"models": sum(row["models"] for row in table), "zoo s": sum(row["zoo s"] for row in table)}
     floor_seconds = sum(row["floor s"] for row in table)
-    summary = {**total, "floor s": floor_seconds, "ratio": round(total["zoo s"] / floor_seconds, 2)}
+    summary = {
+        **total,
+        "floor s": floor_seconds,
+        "ratio": round(total["zoo s"] / floor_seconds, 2),
+        **growth(converted),
+    }
     if as_json:
         print(json.dumps({"rows": table, "total": summary}, indent=2))
         return

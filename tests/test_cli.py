@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -134,17 +135,16 @@ def test_a_patched_file_is_said_to_be_patched(unet: Path, capsys: pytest.Capture
 def test_what_is_not_equal_is_not_saved(
     unet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from upswap import api
+    from upswap import rewrite
 
-    patch = api.patch
+    apply = rewrite.apply
 
-    def broken(model: nn.Module, *arguments: object, **options: object) -> nn.Module:
-        patch(model, *arguments, **options)
+    def broken(model: nn.Module, *arguments: Any) -> None:
+        apply(model, *arguments)
         with torch.no_grad():
             model.segmentation_head[0].weight *= 1.001
-        return model
 
-    monkeypatch.setattr(api, "patch", broken)
+    monkeypatch.setattr(rewrite, "apply", broken)
     assert run(["convert", "unet.pt"]) == 1
     err = capsys.readouterr().err
     assert "does not compute what the original did, nothing was saved" in err

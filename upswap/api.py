@@ -12,7 +12,7 @@ from torch import nn
 
 from . import rewrite
 from .errors import OptionError, UpswapWarning
-from .planning import make_plan, nothing_to_swap
+from .planning import decide, nothing_to_swap
 from .replay import check_plan
 from .sites import Options, Plan
 
@@ -60,7 +60,7 @@ def patch(
 
     A model that is patched already is given back as it is, with an `UpswapWarning`.
     """
-    _check_model(model)
+    check_model(model)
     if rewrite.is_patched(model):
         count = len(rewrite.plan_of(model).swapped)
         warnings.warn(
@@ -83,7 +83,8 @@ def patch(
             exclude=_several(exclude),
             strict=strict,
         )
-        plan, rewritings = make_plan(model, example_inputs, options)
+        decision = decide(model, example_inputs, options)
+        plan, rewritings = decision.plan, decision.rewritings
         if not plan.swapped:
             raise nothing_to_swap(plan)
     else:
@@ -113,7 +114,7 @@ def inspect(
 
     For a patched model, the Plan it was patched with.
     """
-    _check_model(model)
+    check_model(model)
     if rewrite.is_patched(model):
         return rewrite.plan_of(model)
     options = Options(
@@ -128,7 +129,7 @@ def inspect(
         exclude=_several(exclude),
         strict=strict,
     )
-    return make_plan(model, example_inputs, options)[0]
+    return decide(model, example_inputs, options).plan
 
 
 def unpatch(model: nn.Module) -> nn.Module:
@@ -189,7 +190,7 @@ def _several(value: Patterns) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def _check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module) -> None:
     """`OptionError` for what is not a module that can be rewritten, with the way out."""
     if isinstance(model, torch.jit.ScriptModule):
         raise OptionError(

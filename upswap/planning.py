@@ -12,7 +12,7 @@ from torch import nn
 from ._version import __version__
 from .containers import CONTAINERS, asks_for_layers, runs_its_children
 from .errors import NothingToSwapError, RewriteError
-from .probe import described
+from .probe import Observation, described
 from .prove import has_detours, unproved
 from .rewrite import by_owner
 from .routes import Rewriting, rewrite_owner
@@ -21,8 +21,17 @@ from .sites import Options, Plan, Site
 from .survey import Survey, learned_upsampling, survey
 
 
-def make_plan(model: nn.Module, example_inputs: Any, options: Options) -> tuple[Plan, dict[str, Rewriting]]:
-    """What `patch` would do to `model`, which is left untouched, and the rewriting of each owner by its path.
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """A Plan, the rewriting of each owner by its path, and the runs in eval mode that the Plan was made from."""
+
+    plan: Plan
+    rewritings: dict[str, Rewriting]
+    runs: tuple[Observation, ...]
+
+
+def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
+    """What `patch` would do to `model`, which is left untouched.
 
     Raises `InputError`, `FilterError`, `OptionError`; with `options.strict`, `RewriteError` for a chosen site that no
     route can rewrite (it is kept, with the reason, otherwise).
@@ -38,7 +47,8 @@ def make_plan(model: nn.Module, example_inputs: Any, options: Options) -> tuple[
     }
     if detours:
         known = {path: rewriting for path, (_, rewriting) in owners.items() if rewriting is not None}
-        found.unlocated.update(unproved(model, detours, known, found.runs))
+        runs = [run for run in (found.runs[0], found.trained) if run is not None]
+        found.unlocated.update(unproved(model, detours, known, runs))
         again = {path: [site for site in chosen if site.owner == path] for path in detours}
         owners.update({path: _routed(model, path, group, found, options.strict) for path, group in again.items()})
     for path, (routed, rewriting) in owners.items():
@@ -56,7 +66,7 @@ def make_plan(model: nn.Module, example_inputs: Any, options: Options) -> tuple[
         hints=(*found.hints, *_hints(model, sites)),
         upswap_version=__version__,
     )
-    return plan, rewritings
+    return Decision(plan, rewritings, found.runs)
 
 
 def class_name(model: nn.Module) -> str:

@@ -80,7 +80,7 @@ class Observation:
 
     `forwards` has for an owner's path `{"arguments": ..., "children": [{"path": ..., "output": ...}]}`, or None where that
     cannot be described: what its FX trace needs to know of the modules around it. `called` has the paths of the modules that
-    ran, `outputs` the tensors the model returned.
+    ran, `outputs` the tensors the model returned, which nothing else holds.
     """
 
     inputs: Inputs
@@ -111,9 +111,8 @@ def observe(model: nn.Module, inputs: Inputs, *, fake: bool = False, training: b
             except Exception as error:
                 raise ModelFailed(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
         recorder.flow.add_outputs(result)
-    return Observation(
-        inputs, fake, training, recorder.classified(), recorder.forwards, recorder.called, tensors_in(result)
-    )
+        outputs = [tensor.detach().clone() for tensor in tensors_in(result)]  # one may be a buffer of the model
+    return Observation(inputs, fake, training, recorder.classified(), recorder.forwards, recorder.called, outputs)
 
 
 def run_again(model: nn.Module, seen: Observation) -> list[torch.Tensor]:

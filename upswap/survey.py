@@ -25,15 +25,24 @@ _LEARNED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Pixel
 
 @dataclasses.dataclass
 class Survey:
-    """What was found: undecided sites, why some cannot be rewritten, what the model was run on, and the runs to compare
-    with."""
+    """What was found: undecided sites, why some cannot be rewritten, and the runs that showed it: in eval mode at one size
+    or two, and one in train mode where that matters."""
 
     sites: list[Site]
     unlocated: dict[str, str]
-    inputs: Inputs
-    forwards: dict[str, Any]
-    runs: list[Observation]
-    hints: list[str] = dataclasses.field(default_factory=list)
+    runs: tuple[Observation, ...]
+    trained: Observation | None
+    hints: list[str]
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model was run on first."""
+        return self.runs[0].inputs
+
+    @property
+    def forwards(self) -> dict[str, Any]:
+        """The first forward of each owner as plain data."""
+        return self.runs[0].forwards
 
 
 def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
@@ -52,8 +61,7 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
     second = _second(model, first, height=False) or _second(model, first, height=True)
     trained, hint = _trained(model, first) if training_matters(model, first.called) else (None, None)
     sites, unlocated = _sites(model, first, second, trained)
-    runs = [first] if trained is None else [first, trained]
-    return Survey(sites, unlocated, first.inputs, first.forwards, runs, [hint] if hint else [])
+    return Survey(sites, unlocated, (first, second) if second else (first,), trained, [hint] if hint else [])
 
 
 def learned_upsampling(model: nn.Module) -> list[str]:

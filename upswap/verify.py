@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from . import examples as _examples
-from .errors import InputError
+from .errors import InputError, VerificationError
 from .flow import tensors_in
 from .inputs import Inputs, as_inputs
 from .preserve import preserved
-from .probe import first_that_runs
+from .probe import Observation, first_that_runs
 from .rewrite import is_patched, undo
+from .sites import Plan
 
 #: The largest difference relative to max|output| that counts as equal, by dtype: float32 as promised, half types their rounding.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -70,6 +71,19 @@ class Report:
         """The largest difference relative to its own output."""
         return max((row.max_rel_diff for row in self.rows), default=float("nan"))
 
+    def check(self, plan: Plan) -> None:
+        """`VerificationError` where the patched model is not what `plan` promises: equal, or of the same shapes and types."""
+        broken = [row for row in self.rows if row.problem or (plan.options.exact and not row.ok)]
+        if broken or not self.rows:
+            rows = "; ".join(
+                f"output {row.output} at {row.inputs}: {row.problem or f'relative difference {row.max_rel_diff:.1e}'}"
+                for row in broken
+            )
+            found = rows or "it gives no outputs"
+            raise VerificationError(
+                f"the patched model does not compute what the original did, nothing was saved. {found}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Capture:
@@ -101,6 +115,13 @@ def capture(model: nn.Module, example_inputs: Any = None, sizes: Any = None) -> 
         if all(any(tensor.numel() for tensor in outputs) for _, outputs in runs):
             return Capture(runs, inside)
     raise InputError(f"{type(model).__name__} gives no tensors to compare")
+
+
+def captured(model: nn.Module, runs: Sequence[Observation]) -> Capture:
+    """What `capture` gives, from runs in eval mode that were made already, where they have it."""
+    if all(not run.fake and any(tensor.numel() for tensor in run.outputs) for run in runs):
+        return Capture(tuple((run.inputs, tuple(run.outputs)) for run in runs))
+    return capture(model, runs[0].inputs)
 
 
 def compare(captured: Capture, patched: nn.Module) -> Report:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..sites import Plan
-    from ..verify import Report
+    from ..verify import Capture
 
 
 @click.command(short_help="Swap a model's feature upsampling, verify, and save it.")
@@ -32,7 +32,7 @@ def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> N
     torchvision:NAME, hf:FOLDER (a model folder of transformers or SMP), python:package.module:factory.
     """
     from .. import api, checkpoint
-    from ..verify import capture, compare
+    from ..verify import compare
     from .tables import progress
 
     target = Path(output) if output else default_output(options["source"])
@@ -43,14 +43,12 @@ def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> N
         source, example_inputs = open_model(options)
     model = source.model
     before = _count(model)
-    with progress("running the original"):
-        captured = capture(model, example_inputs)
     with progress("swapping"):
-        api.patch(model, example_inputs, **patch_options(options))
+        before_patch = _patch(model, example_inputs, options)
     plan = api.plan_of(model)
     with progress("verifying"):
-        report = compare(captured, model)
-    _check(report, plan)
+        report = compare(before_patch, model)
+    report.check(plan)
     saved = None
     if not dry_run:
         with progress(f"saving {target}"):
@@ -73,6 +71,28 @@ def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> N
         _print(result, plan)
 
 
+def _patch(model: nn.Module, example_inputs: Any, options: dict[str, Any]) -> Capture:
+    """Patch `model`; what it computed before. The runs that the plan was made from tell, so that nothing is run twice."""
+    from .. import api
+    from ..planning import decide, nothing_to_swap
+    from ..rewrite import apply, is_patched
+    from ..sites import Options
+    from ..verify import capture, captured
+
+    chosen = patch_options(options)
+    api.check_model(model)
+    if is_patched(model):
+        found = capture(model, example_inputs)
+        api.patch(model, example_inputs, **chosen)  # which says so
+        return found
+    decision = decide(model, example_inputs, Options(**chosen))
+    if not decision.plan.swapped:
+        raise nothing_to_swap(decision.plan)
+    found = captured(model, decision.runs)
+    apply(model, decision.plan, decision.rewritings)
+    return found
+
+
 def default_output(source: str) -> Path:
     """`unet.pt` gives `unet.upswap.pt` beside it, `smp:unet?...` gives `unet.upswap.pt` here, a folder gives a folder.
 
@@ -92,19 +112,6 @@ def default_output(source: str) -> Path:
         return path.with_name(f"{path.name}-upswap")
     suffix = path.suffix if path.suffix in (".pt", ".pth", ".safetensors") else ".pt"
     return path.with_name(f"{path.stem}.upswap{suffix}")
-
-
-def _check(report: Report, plan: Plan) -> None:
-    """`VerificationError` where the model is not what it was; nothing has been written then."""
-    from ..errors import VerificationError
-
-    broken = [row for row in report.rows if row.problem or (plan.options.exact and not row.ok)]
-    if broken or not report.rows:
-        rows = "; ".join(
-            f"output {row.output} at {row.inputs}: {row.problem or f'relative difference {row.max_rel_diff:.1e}'}"
-            for row in broken
-        )
-        raise VerificationError(f"the patched model does not compute what the original did, nothing was saved. {rows}")
 
 
 def _print(result: Mapping[str, Any], plan: Plan) -> None:

@@ -16,15 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import atomic, checkpoint
 from .._version import __version__
-from ..errors import SourceError, UpswapError, VerificationError
+from ..errors import SourceError, UpswapError
 from ..examples import example_inputs_for
 from ..inputs import Inputs
-from ..planning import make_plan
+from ..planning import decide
 from ..preserve import preserved
 from ..rewrite import apply
 from ..sites import Options, Plan
 from ..sources import open_source
-from ..verify import Capture, capture, compare
+from ..verify import captured, compare
 from .checks import run_checks
 from .rows import Row, Task
 
@@ -64,25 +64,29 @@ def _run(task: Task, row: Row) -> None:
     with _timed(row, "look"):
         size = settings.input_size
         given = None if size is None else example_inputs_for(model, size)
-        plan, rewritings = make_plan(model, given, options)
+        decision = decide(model, given, options)
+        plan = decision.plan
     _describe(row, plan)
     if not plan.swapped:
         row.status = "nothing to swap"
         return
     with _timed(row, "verify"):
-        captured = capture(model, given)
-        row.flops = _flops(model, captured.runs[0][0])
+        before = captured(model, decision.runs)
+        first = before.runs[0][0]
+        row.flops = _flops(model, first)
     shapes = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     with _timed(row, "look"):
-        apply(model, plan, rewritings)
+        apply(model, plan, decision.rewritings)
     row.parameters_after = _count(model)
     with _timed(row, "verify"):
-        _verify(captured, model, plan, row)
-        row.flops_after = _flops(model, captured.runs[0][0])
-        row.flops_at = ", ".join("x".join(map(str, tensor.shape)) for tensor in captured.runs[0][0].tensors())
+        report = compare(before, model)
+        row.max_rel_diff = report.max_rel_diff
+        report.check(plan)
+        row.flops_after = _flops(model, first)
+        row.flops_at = ", ".join("x".join(map(str, tensor.shape)) for tensor in first.tensors())
     if settings.check:
         with _timed(row, "check"):
-            row.checks = run_checks(model, plan, captured, shapes)
+            row.checks = run_checks(model, plan, before, shapes)
     if settings.output is not None:
         with _timed(row, "save"):
             _save(model, plan, task)
@@ -119,15 +123,6 @@ def _describe(row: Row, plan: Plan) -> None:
         }
         for site in plan.sites
     ]
-
-
-def _verify(captured: Capture, model: nn.Module, plan: Plan, row: Row) -> None:
-    report = compare(captured, model)
-    row.max_rel_diff = report.max_rel_diff
-    broken = [line for line in report.rows if line.problem or (plan.options.exact and not line.ok)]
-    if broken or not report.rows:
-        worst = broken[0].problem or f"relative difference {broken[0].max_rel_diff:.1e}" if broken else "no outputs"
-        raise VerificationError(f"the patched model does not compute what the original did: {worst}; nothing was saved")
 
 
 def _save(model: nn.Module, plan: Plan, task: Task) -> None:
