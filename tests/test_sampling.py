@@ -14,12 +14,24 @@ from upswap.sampling import (
     is_channels_last,
     known_equal,
     nearest_kernel,
+    normalised,
     positions,
     repeated_positions,
-    sample,
     scaled_size,
     shuffle,
+    unshuffle,
 )
+
+
+def sample(
+    x: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, kernel: str = "bilinear"
+) -> torch.Tensor:
+    horizontal = normalised(columns + offsets[:, 0], x.shape[3])
+    vertical = normalised(rows.unsqueeze(1) + offsets[:, 1], x.shape[2])
+    grid = torch.stack((horizontal, vertical), dim=-1).flatten(0, 1)
+    by_group = x.view(grid.shape[0], -1, *x.shape[2:])
+    out = F.grid_sample(by_group, grid, mode=kernel, padding_mode="border", align_corners=False)
+    return out.view(*x.shape[:2], *offsets.shape[-2:])
 
 
 def read_positions(mode: str, source: int, target: int, scale_factor: float | None, dtype: torch.dtype) -> torch.Tensor:
@@ -107,7 +119,7 @@ def test_the_bicubic_kernel_is_the_resizes_at_the_border_too(
     mapping = Mapping("bicubic", align_corners)
     rows = positions(mapping, height, target[0], dtype=x.dtype)
     columns = positions(mapping, width, target[1], dtype=x.dtype)
-    ours = sample(x, torch.zeros(1, 1, 2, *target, dtype=x.dtype), rows, columns, mapping.kernel)
+    ours = sample(x, torch.zeros(1, 2, 1, *target, dtype=x.dtype), rows, columns, mapping.kernel)
     expected = F.interpolate(x, target, mode="bicubic", align_corners=align_corners)
     assert torch.allclose(ours, expected, rtol=0, atol=1e-12)
 
@@ -124,7 +136,7 @@ def test_offsets_are_pixels_horizontal_first_and_per_group() -> None:
 
 def test_the_border_goes_on_outside() -> None:
     x = torch.arange(4.0, dtype=torch.float64).view(1, 1, 1, 4)
-    offset = torch.zeros(1, 1, 2, 1, 2, dtype=torch.float64)
+    offset = torch.zeros(1, 2, 1, 1, 2, dtype=torch.float64)
     offset[0, 0, 0] = torch.tensor([-9.0, 9.0])
     row, columns = torch.zeros(1, dtype=torch.float64), torch.tensor([-0.25, 3.25], dtype=torch.float64)
     assert torch.allclose(sample(x, offset, row, columns).flatten(), torch.tensor([0.0, 3.0], dtype=torch.float64))
@@ -133,16 +145,17 @@ def test_the_border_goes_on_outside() -> None:
 def test_an_offset_acts_before_the_border_clamps() -> None:
     """p = -0.25 and d = 0.5 read 0.25; clamping p before adding d would read 0.5."""
     x = torch.arange(4.0, dtype=torch.float64).view(1, 1, 1, 4)
-    offset = torch.zeros(1, 1, 2, 1, 1, dtype=torch.float64)
+    offset = torch.zeros(1, 2, 1, 1, 1, dtype=torch.float64)
     offset[0, 0, 0] = 0.5
     out = sample(x, offset, torch.zeros(1, dtype=x.dtype), torch.tensor([-0.25], dtype=x.dtype))
     assert out.item() == pytest.approx(0.25)
 
 
 def test_shuffle_is_pixel_shuffle_and_takes_two_factors() -> None:
-    field = torch.randn(2, 3, 4, 5, 6)
-    assert torch.equal(shuffle(field, (2, 2)), F.pixel_shuffle(field.reshape(2, 12, 5, 6), 2))
-    tall = torch.arange(6.0).view(1, 1, 6, 1, 1)
+    field = torch.randn(2, 12, 5, 6)
+    assert torch.equal(shuffle(field, (2, 2)), F.pixel_shuffle(field, 2))
+    assert torch.equal(unshuffle(shuffle(field, (3, 2)), (3, 2)), field)
+    tall = torch.arange(6.0).view(1, 6, 1, 1)
     assert shuffle(tall, (3, 2))[0, 0].tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
 
 

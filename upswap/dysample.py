@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from . import sampling
 from .dysample_options import check_choice, pair, plain, positive_int, scale_pair, whole
 from .errors import OptionError, ShapeError
-from .sampling import Mapping, Mode, Pair, Ratio
+from .sampler import upsample
+from .sampling import Mapping, Mode, Pair, Ratio, Scheme
 
 Style = Literal["lp", "pl"]
 Init = Literal["match", "paper"]
@@ -211,34 +212,17 @@ class DySample(nn.Module):
 
     def _upsample(self, x: Tensor, target: Pair, factors: Ratio | None) -> Tensor:
         """Sample `x` (B, C, H, W) at `target` size, computing in full precision throughout."""
-        dtype = sampling.compute_dtype(x.dtype)
-        full = x.to(dtype).contiguous()
-        height, width = x.shape[2:]
-        offsets = self._offsets(full)
-        predicted = sampling.known_equal(target, (self.offset_scale[0] * height, self.offset_scale[1] * width))
-        if not predicted:
-            # Offsets are in input pixels at any resolution: their values stay.
-            offsets = F.interpolate(offsets, size=target, mode="bilinear", align_corners=False)
-        rows, columns = self._base_positions(x, target, factors, predicted)
-        points = offsets.reshape(x.shape[0], self.groups, 2, *target)
-        out = sampling.sample(full, points, rows, columns, self.base.kernel).to(x.dtype)
-        return out.contiguous(memory_format=torch.channels_last) if sampling.is_channels_last(x) else out
-
-    def _base_positions(self, x: Tensor, target: Pair, factors: Ratio | None, predicted: bool) -> tuple[Tensor, Tensor]:
-        """Positions the base resize of `x` to `target` reads, (h,) and (w,); `predicted`: offsets were not resized."""
-        dtype = sampling.compute_dtype(x.dtype)
-        if dtype == torch.float64 and predicted and factors in (None, self.scale) and self._reads_init_pos():
-            # The authors' module rounds init_pos to float32, which float64 shows at scales such as 3: what was loaded
-            # is used. In float32 torch's own formula, below, is nearer to the original resize on wide maps.
-            per_pixel = self.init_pos.to(dtype).view(2, self.groups, *self.offset_scale)[:, 0]
-            columns, rows = per_pixel[0, 0], per_pixel[1, :, 0]
-            return sampling.repeated_positions(rows, x.shape[2]), sampling.repeated_positions(columns, x.shape[3])
-        kernel = sampling.nearest_kernel(x, target)
-        rows, columns = (
-            sampling.positions(self.base, *axis, dtype=dtype, device=x.device, kernel=kernel)
-            for axis in zip(x.shape[2:], target, (None, None) if factors is None else factors, strict=True)
+        scheme = Scheme(
+            self.groups, self.offset_scale, self.scope is not None, self.base, torch.compiler.is_compiling()
         )
-        return rows, columns
+        init_pos = None
+        # The authors' module rounds init_pos to float32, which float64 shows at scales such as 3: what was loaded is
+        # used. In float32 torch's own formula is nearer to the original resize on wide maps.
+        if x.dtype == torch.float64 and self._reads_init_pos() and factors in (None, self.scale):
+            vertical, horizontal = self.offset_scale
+            if sampling.known_equal(target, (vertical * x.shape[2], horizontal * x.shape[3])):
+                init_pos = self.init_pos
+        return upsample(x, self._field(x), target, factors, scheme, init_pos)
 
     def _reads_init_pos(self) -> bool:
         """Whether `init_pos` says what the base grid is: it exists, and is not the constant 0 of the nearest family."""
@@ -254,40 +238,29 @@ class DySample(nn.Module):
                 self.init_pos.copy_(expected)
         return self
 
-    def _offsets(self, x: Tensor) -> Tensor:
-        """Offsets in input pixels, (B, groups * 2, sh * H, sw * W), horizontal before vertical within each group.
+    def _field(self, x: Tensor) -> Tensor:
+        """The convolutions' outputs as one map of H x W pixels, (B, n * groups * sh * sw, H, W): offset, then scope.
 
-        The convolution's outputs are reordered from the state dict's (axis, group, sub-pixel) to (group, axis,
-        sub-pixel), the order in which the sampler takes them without a copy, and multiplied by the constant part of
-        the scope; both on the few weights and not on the field. So the submodules only hold the weights: they are not
-        called, and forward hooks on them do not run.
+        So the submodules only hold the weights: they are not called, and forward hooks on them do not run.
         """
-        offset_weight, offset_bias = _weights("offset", self.offset)
-        batch, channels, height, width = x.shape
-        vertical, horizontal = self.offset_scale
-        sub_pixels = vertical * horizontal
-        gain = 0.5 if self.scope is not None else 0.25
-        weight = self._reorder(offset_weight.to(x.dtype)) * gain
-        bias = self._reorder(offset_bias.to(x.dtype)) * gain
+        full = x.to(sampling.compute_dtype(x.dtype))
+        weight, bias = (parameter.to(full.dtype) for parameter in _weights("offset", self.offset))
         if self.scope is not None:
             # Offset and scope as one convolution, which reads x once.
-            scope_weight, scope_bias = _weights("scope", self.scope)
-            weight = torch.cat((weight, self._reorder(scope_weight.to(x.dtype))))
-            bias = torch.cat((bias, self._reorder(scope_bias.to(x.dtype))))
-        if self.style == "pl":
-            # A 1x1 convolution over the sub-pixels stacked along the height: shuffling there and back is no work.
-            x = x.view(batch, channels // sub_pixels, sub_pixels * height, width)
-        field = F.conv2d(x, weight, bias)
-        if self.scope is not None:
-            offset, scope = field.chunk(2, dim=1)
-            field = offset * scope.sigmoid()
-        field = field.reshape(batch, self.groups * 2, sub_pixels, height, width)
-        return sampling.shuffle(field, self.offset_scale)
-
-    def _reorder(self, parameter: Tensor) -> Tensor:
-        """Outputs of a convolution, dim 0 of its weight or bias, from (axis, group, ...) to (group, axis, ...)."""
-        by_axis = parameter.reshape(2, self.groups, -1, *parameter.shape[1:])
-        return by_axis.transpose(0, 1).reshape(parameter.shape)
+            scope_weight, scope_bias = (parameter.to(full.dtype) for parameter in _weights("scope", self.scope))
+            weight, bias = torch.cat((weight, scope_weight)), torch.cat((bias, scope_bias))
+        if self.style == "lp":
+            return F.conv2d(full, weight, bias)
+        sub_pixels = self.offset_scale[0] * self.offset_scale[1]
+        batch, channels, height, width = x.shape
+        if sampling.is_channels_last(x):
+            # Shuffle, convolve, unshuffle as one convolution: output k of n sees input channels k, k + n, k + 2 n...
+            same = torch.eye(sub_pixels, dtype=full.dtype, device=x.device).view(1, sub_pixels, 1, sub_pixels)
+            weight = (weight.view(-1, 1, channels // sub_pixels, 1) * same).view(-1, channels, 1, 1)
+            return F.conv2d(full, weight, bias.repeat_interleave(sub_pixels))
+        # A 1x1 convolution over the sub-pixels stacked along the height: shuffling there and back is no work.
+        stacked = full.contiguous().view(batch, channels // sub_pixels, sub_pixels * height, width)
+        return F.conv2d(stacked, weight, bias).view(batch, -1, height, width)
 
     def _target(
         self, x: Tensor, size: int | Sequence[int] | None, scale_factor: float | Sequence[float] | None

@@ -25,7 +25,6 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Mode = Literal["nearest", "nearest-exact", "area", "bilinear", "bicubic"]
@@ -61,6 +60,26 @@ class Mapping(NamedTuple):
     def describe(self) -> str:
         """The mapping in words, for messages."""
         return f"{self.mode}, align_corners=True" if self.align_corners else self.mode
+
+
+class Scheme(NamedTuple):
+    """How the raw outputs of a DySample's convolutions, a field, are read."""
+
+    groups: int
+    """Groups of channels with points of their own."""
+    cells: Pair
+    """Sub-pixels of a pixel of the field, (vertical, horizontal)."""
+    scope: bool
+    """Whether the second half of its channels scales the offsets in the first."""
+    mapping: Mapping
+    """The resize that offsets of 0 give."""
+    decomposed: bool = False
+    """Whether that resize is the one that torch.compile takes apart, which rounds in a way of its own."""
+
+    @property
+    def gain(self) -> float:
+        """The constant part of the scope, in source pixels: the paper's static 0.25, or 0.5 * sigmoid(scope)."""
+        return 0.5 if self.scope else 0.25
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -105,6 +124,7 @@ def positions(
     dtype: torch.dtype,
     device: torch.device | None = None,
     kernel: NearestKernel | None = None,
+    decomposed: bool = False,
 ) -> Tensor:
     """Source positions of every output pixel along one axis, in source pixels, before any clamping to the border.
 
@@ -117,6 +137,7 @@ def positions(
             error more moves a nearest neighbour by a whole pixel.
         device: where to build the result.
         kernel: for nearest and nearest-exact, the kernel torch takes; None for the plain formula in float32.
+        decomposed: whether the resize is the one torch.compile decomposes.
 
     Returns:
         (target,) positions.
@@ -133,7 +154,7 @@ def positions(
     if align_corners:
         # max() and not a branch: a branch on the target's size would be one more reason to recompile.
         return index * ((source - 1) / max(target - 1, 1))
-    if mode == "bilinear" and _is_copy(source, target, scale_factor):
+    if mode == "bilinear" and not decomposed and _is_copy(source, target, scale_factor):
         return index
     return (index + 0.5) * _step(source, target, scale_factor) - 0.5
 
@@ -148,9 +169,7 @@ def _is_copy(source: int, target: int, scale_factor: float | None) -> bool:
 
     Compiled code does not: there the resize is decomposed, and asking for the sizes would tie the graph to them.
     """
-    if scale_factor is None or float(scale_factor).is_integer() or torch.compiler.is_compiling():
-        return False
-    return target == source
+    return scale_factor is not None and not float(scale_factor).is_integer() and target == source
 
 
 def _nearest_positions(
@@ -172,7 +191,7 @@ def _area_positions(source: int, target: int, dtype: torch.dtype, device: torch.
     return (first + (end - 1)).to(dtype) * 0.5
 
 
-def nearest_kernel(x: Tensor, target: Pair) -> NearestKernel:
+def nearest_kernel(x: Tensor, target: Pair, *, decomposed: bool = False) -> NearestKernel:
     """The kernel torch takes for the `nearest` or `nearest-exact` resize of `x` (B, C, H, W) to `target`.
 
     On the CPU two kernels disagree by whole pixels in float64, and for scale factors such as 2.01, whose effect
@@ -180,7 +199,7 @@ def nearest_kernel(x: Tensor, target: Pair) -> NearestKernel:
     outputs of at most 128 rows plus columns, and for channels_last with more than 3 channels). The CUDA kernel is as in
     aten/src/ATen/native/cuda/UpSampleNearest2d.cu, the compiled one as in torch/_decomp/decompositions.py.
     """
-    if torch.compiler.is_compiling():
+    if decomposed:
         return NearestKernel(torch.float32)
     if x.device.type != "cpu":
         return NearestKernel(torch.float32, copies=(1,))
@@ -223,48 +242,27 @@ def repeated_positions(sub_pixels: Tensor, source: int) -> Tensor:
 
 
 def shuffle(field: Tensor, scale: Pair) -> Tensor:
-    """Spread sub-pixels over space: (B, N, sh * sw, H, W) -> (B, N, sh * H, sw * W), as `pixel_shuffle` orders them.
+    """Spread sub-pixels over space: (B, N * sh * sw, H, W) -> (B, N, sh * H, sw * W), as `pixel_shuffle` does.
 
     Unlike `F.pixel_shuffle` it takes a different factor for each axis.
     """
-    batch, channels, _, height, width = field.shape
+    batch, channels, height, width = field.shape
     vertical, horizontal = scale
+    channels //= vertical * horizontal
     field = field.reshape(batch, channels, vertical, horizontal, height, width).permute(0, 1, 4, 2, 5, 3)
     return field.reshape(batch, channels, height * vertical, width * horizontal)
 
 
-def sample(x: Tensor, offset: Tensor, rows: Tensor, columns: Tensor, kernel: str = "bilinear") -> Tensor:
-    """Read `x` at base positions plus offsets; outside `x`, its border goes on.
+def unshuffle(field: Tensor, scale: Pair) -> Tensor:
+    """The inverse of `shuffle`: (B, N, sh * H, sw * W) -> (B, N * sh * sw, H, W)."""
+    batch, channels, height, width = field.shape
+    vertical, horizontal = scale
+    height, width = height // vertical, width // horizontal
+    field = field.reshape(batch, channels, height, vertical, width, horizontal).permute(0, 1, 3, 5, 2, 4)
+    return field.reshape(batch, channels * vertical * horizontal, height, width)
 
-    Args:
-        x: (B, C, H, W), contiguous, float32 or float64.
-        offset: (B, G, 2, h, w) of x's dtype, in source pixels, horizontal before vertical. G divides C: each of G
-            contiguous groups of channels has its own points.
-        rows: (h,) vertical base positions in source pixels.
-        columns: (w,) horizontal base positions in source pixels.
-        kernel: "bilinear" or "bicubic".
 
-    Returns:
-        (B, C, h, w) of x's dtype.
-    """
-    batch, channels, height, width = x.shape
-    groups, (target_height, target_width) = offset.shape[1], offset.shape[-2:]
-    # grid_sample(align_corners=False) reads position p of n pixels at u = (2 p + 1) / n - 1. In this order only the
-    # division rounds by more than p's own last bit.
-    base = torch.stack(
-        (
-            ((2 * columns + (1 - width)) / width).expand(target_height, target_width),
-            ((2 * rows + (1 - height)) / height).unsqueeze(1).expand(target_height, target_width),
-        )
-    )
-    # Arithmetic on device tensors, since building this from Python numbers would copy from the host at every call.
-    per_pixel = torch.stack((torch.ones_like(columns[:1]) * (2 / width), torch.ones_like(rows[:1]) * (2 / height)))
-    grid = torch.addcmul(base, offset, per_pixel.unsqueeze(-1))
-    sampled = F.grid_sample(
-        x.view(batch * groups, channels // groups, height, width),
-        grid.permute(0, 1, 3, 4, 2).flatten(0, 1),  # a view: only strides say that coordinates come last
-        mode=kernel,
-        padding_mode="border",
-        align_corners=False,
-    )
-    return sampled.reshape(batch, channels, target_height, target_width)
+def normalised(position: Tensor, size: int) -> Tensor:
+    """Positions along an axis of `size` pixels as `grid_sample(align_corners=False)` takes them: (2 p + 1) / n - 1."""
+    # In this order only the division rounds by more than p's own last bit.
+    return (2 * position + (1 - size)) / size

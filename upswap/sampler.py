@@ -1,0 +1,292 @@
+"""From the raw outputs of a DySample's convolutions to its output: one operation, with its own backward.
+
+    field (B, 2 * groups * sh * sw, H, W)  -->  offsets  -->  + base positions  -->  x read there
+
+`upsample` chooses how it is computed. Traced for export it is plain torch functions. Everywhere else what is kept for the
+backward pass is `x` and `field` alone, since coordinates cost less to compute again than to keep; and compiled code sees a
+single operator, because Inductor would compute the coordinates once for every channel (1.8 to 10 times slower on a CPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import sampling
+from .gather import gather, prefers
+from .sampling import Mapping, Pair, Ratio, Scheme
+
+_BORDER = 1  # grid_sampler's number for padding_mode="border"
+_KERNELS = {"bilinear": 0, "bicubic": 2}  # and for the interpolation
+
+
+def upsample(
+    x: Tensor, field: Tensor, size: Pair, factors: Ratio | None, scheme: Scheme, init_pos: Tensor | None = None
+) -> Tensor:
+    """Read `x` at the positions of the resize that `scheme` names plus the offsets in `field`.
+
+    Args:
+        x: (B, C, H, W), floating point, of any memory format.
+        field: (B, n * groups * sh * sw, H, W) of `sampling.compute_dtype`, n = 2, or 4 with a scope: raw outputs of the
+            convolutions, ordered (offset and scope, axis, group, sub-pixel) with the horizontal axis first.
+        size: the output's (h, w).
+        factors: the scale factors it came from, None where it did not.
+        scheme: how `field` is to be read.
+        init_pos: the module's buffer, where its values are to be used and not the formula.
+
+    Returns:
+        (B, C, h, w), of x's dtype and memory format.
+    """
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return _forward(x, field, size, factors, scheme, init_pos, plain=True)
+        return _operator(x, field, init_pos, size, factors, *_flat(scheme))
+    # Transforms of torch.func and traces need functions that they know.
+    if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return _forward(x, field, size, factors, scheme, init_pos, plain=True)
+    if torch.is_grad_enabled() and (x.requires_grad or field.requires_grad):
+        out: Tensor = _Upsample.apply(x, field, size, factors, scheme, init_pos)
+        return out
+    return _forward(x, field, size, factors, scheme, init_pos)
+
+
+def _forward(
+    x: Tensor,
+    field: Tensor,
+    size: Pair,
+    factors: Ratio | None,
+    scheme: Scheme,
+    init_pos: Tensor | None,
+    *,
+    plain: bool = False,
+) -> Tensor:
+    if not plain and prefers(x, scheme):
+        rows, columns = _base(x, size, factors, scheme, init_pos, normal=False)
+        full = x.to(sampling.compute_dtype(x.dtype))
+        return gather(full, _offsets(field, size, scheme), rows, columns, scheme.gain).to(x.dtype)
+    return _read(x, _grid(x, field, size, factors, scheme, init_pos), scheme)
+
+
+def _grid(
+    x: Tensor, field: Tensor, size: Pair, factors: Ratio | None, scheme: Scheme, init_pos: Tensor | None
+) -> Tensor:
+    """Where `grid_sample(align_corners=False)` reads `x`: (B * G, h, w, 2)."""
+    rows, columns = _base(x, size, factors, scheme, init_pos, normal=True)
+    offsets = _offsets(field, size, scheme)
+    horizontal = torch.add(columns, offsets[:, 0], alpha=2 * scheme.gain / x.shape[3])
+    vertical = torch.add(rows.unsqueeze(1), offsets[:, 1], alpha=2 * scheme.gain / x.shape[2])
+    # A view: only strides say that coordinates come last, and planes are written faster.
+    return torch.stack((horizontal, vertical), dim=2).flatten(0, 1).permute(0, 2, 3, 1)
+
+
+def _read(x: Tensor, grid: Tensor, scheme: Scheme) -> Tensor:
+    """`x` (B, C, H, W) at the points of `grid`: (B, C, h, w), of x's dtype and memory format."""
+    batch, channels, height, width = x.shape
+    full = x.to(sampling.compute_dtype(x.dtype)).contiguous()
+    by_group = full.view(batch * scheme.groups, channels // scheme.groups, height, width)
+    out = F.grid_sample(by_group, grid, mode=scheme.mapping.kernel, padding_mode="border", align_corners=False)
+    return _like(out.view(batch, channels, *grid.shape[1:3]).to(x.dtype), x)
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    field: Tensor | None,
+    grid: Tensor,
+    size: Pair,
+    scheme: Scheme,
+    predicted: Pair,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `x` and of the field, whose H and W are `predicted`; the field's own values matter with a scope."""
+    dtype = sampling.compute_dtype(x.dtype)
+    batch, channels, height, width = x.shape
+    by_group = (batch * scheme.groups, channels // scheme.groups)
+    of_x, of_grid = torch.ops.aten.grid_sampler_2d_backward(
+        grad.to(dtype).contiguous().view(*by_group, *size),
+        x.to(dtype).contiguous().view(*by_group, height, width),
+        grid,
+        _KERNELS[scheme.mapping.kernel],
+        _BORDER,
+        False,
+        [True, True],
+    )
+    # The steps of `_grid` and `_offsets`, backwards.
+    of_offsets = of_grid.new_empty(batch, 2, scheme.groups, *size)
+    for axis, n in enumerate((width, height)):
+        torch.mul(of_grid[..., axis].view(batch, scheme.groups, *size), 2 * scheme.gain / n, out=of_offsets[:, axis])
+    of_offsets = of_offsets.flatten(1, 2)
+    shuffled = (scheme.cells[0] * predicted[0], scheme.cells[1] * predicted[1])
+    if tuple(size) != shuffled:
+        of_offsets = torch.ops.aten.upsample_bilinear2d_backward(
+            of_offsets, size, [batch, 2 * scheme.groups, *shuffled], False
+        )
+    of_field = sampling.unshuffle(of_offsets, scheme.cells)
+    if field is not None:
+        of_field = torch.ops.aten.glu_backward(of_field, field, 1)
+    return _like(of_x.view(x.shape).to(x.dtype), x), of_field
+
+
+def _like(out: Tensor, x: Tensor) -> Tensor:
+    return out.contiguous(memory_format=torch.channels_last) if sampling.is_channels_last(x) else out
+
+
+def _base(
+    x: Tensor, size: Pair, factors: Ratio | None, scheme: Scheme, init_pos: Tensor | None, *, normal: bool
+) -> tuple[Tensor, Tensor]:
+    """Positions the resize itself reads, (h,) and (w,): in source pixels, or `normal`, as `grid_sample` takes them."""
+    dtype = sampling.compute_dtype(x.dtype)
+    if init_pos is not None:
+        per_pixel = init_pos.to(dtype).view(2, scheme.groups, *scheme.cells)[:, 0]
+        columns, rows = per_pixel[0, 0], per_pixel[1, :, 0]
+        rows = sampling.repeated_positions(rows, x.shape[2])
+        columns = sampling.repeated_positions(columns, x.shape[3])
+        return (
+            (sampling.normalised(rows, x.shape[2]), sampling.normalised(columns, x.shape[3]))
+            if normal
+            else (rows, columns)
+        )
+    kernel = sampling.nearest_kernel(x, size, decomposed=scheme.decomposed)
+    how = (scheme.mapping, dtype, kernel, scheme.decomposed, normal)
+    vertical, horizontal = (None, None) if factors is None else factors
+    # Of a real tensor on the CPU; on another device a tensor belongs to a stream, and a fake one to its mode.
+    along = _kept_axis if type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling() else _axis
+    return along(x.shape[2], size[0], vertical, x.device, *how), along(x.shape[3], size[1], horizontal, x.device, *how)
+
+
+def _axis(
+    source: int,
+    target: int,
+    factor: float | None,
+    device: torch.device,
+    mapping: Mapping,
+    dtype: torch.dtype,
+    kernel: sampling.NearestKernel,
+    decomposed: bool,
+    normal: bool,
+) -> Tensor:
+    found = sampling.positions(
+        mapping, source, target, factor, dtype=dtype, device=device, kernel=kernel, decomposed=decomposed
+    )
+    return sampling.normalised(found, source) if normal else found
+
+
+def _kept_axis(*key: Any) -> Tensor:
+    """`_axis` of the same arguments, from the last time: on small maps its few tiny operations cost more than sampling."""
+    found = _KEPT.get(key)
+    if found is None:
+        with torch.inference_mode(False):  # what comes of it may be needed in training
+            found = _axis(*key)
+        if type(found) is Tensor:
+            if len(_KEPT) == _MOST_KEPT:
+                _KEPT.clear()
+            _KEPT[key] = found
+    return found
+
+
+_KEPT: dict[tuple[Any, ...], Tensor] = {}
+_MOST_KEPT = 256
+
+
+def _offsets(field: Tensor, size: Pair, scheme: Scheme) -> Tensor:
+    """Offsets before their constant gain, in source pixels: (B, 2, G, h, w), horizontal first."""
+    if scheme.scope:
+        field = F.glu(field, dim=1)  # offset * sigmoid(scope)
+    offsets = sampling.shuffle(field, scheme.cells)
+    if not sampling.known_equal(size, (offsets.shape[2], offsets.shape[3])):
+        # Offsets are in source pixels at any resolution: their values stay.
+        offsets = F.interpolate(offsets, size=size, mode="bilinear", align_corners=False)
+    return offsets.view(field.shape[0], 2, scheme.groups, *size)
+
+
+class _Upsample(torch.autograd.Function):
+    """`upsample` in eager mode, where a gradient is wanted."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, field: Tensor, size: Pair, factors: Ratio | None, scheme: Scheme, init_pos: Tensor | None
+    ) -> Tensor:
+        ctx.how = size, factors, scheme, (field.shape[2], field.shape[3])
+        grid = None if prefers(x, scheme) else _grid(x, field, size, factors, scheme, init_pos)
+        if grid is None or scheme.scope or grid.numel() > field.numel():
+            ctx.save_for_backward(x, field, init_pos, None)
+        else:  # as large as the field, and all that the backward pass needs
+            ctx.save_for_backward(x, None, None, grid)
+        return _forward(x, field, size, factors, scheme, init_pos) if grid is None else _read(x, grid, scheme)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, field, init_pos, grid = ctx.saved_tensors
+        size, factors, scheme, predicted = ctx.how
+        if grid is None:
+            grid = _grid(x, field, size, factors, scheme, init_pos)
+        of_x, of_field = _backward(grad, x, field if scheme.scope else None, grid, size, scheme, predicted)
+        return of_x, of_field, None, None, None, None
+
+
+# -- the operator that compiled code sees ---------------------------------------------------------------------------------
+
+_SCHEME = "SymInt[] size, float[]? factors, int groups, int[] cells, bool scope, str mode, bool align_corners, bool decomposed"
+_LIBRARY = torch.library.Library("upswap", "DEF")
+_LIBRARY.define(f"upsample(Tensor x, Tensor field, Tensor? init_pos, {_SCHEME}) -> Tensor")
+_LIBRARY.define(
+    f"upsample_backward(Tensor grad, Tensor x, Tensor field, Tensor? init_pos, {_SCHEME}) -> (Tensor, Tensor)"
+)
+_operator = torch.ops.upswap.upsample.default
+
+
+def _flat(scheme: Scheme) -> tuple[int, Pair, bool, str, bool, bool]:
+    """A scheme as an operator's arguments."""
+    return scheme.groups, scheme.cells, scheme.scope, *scheme.mapping, scheme.decomposed
+
+
+def _scheme(groups: int, cells: Sequence[int], scope: bool, mode: Any, align_corners: bool, decomposed: bool) -> Scheme:
+    return Scheme(groups, (cells[0], cells[1]), scope, Mapping(mode, align_corners), decomposed)
+
+
+def _pairs(size: Sequence[int], factors: Sequence[float] | None) -> tuple[Pair, Ratio | None]:
+    return (size[0], size[1]), None if factors is None else (factors[0], factors[1])
+
+
+def _run(x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, factors: Any, *scheme: Any) -> Tensor:
+    return _forward(x, field, *_pairs(size, factors), _scheme(*scheme), init_pos)
+
+
+def _run_backward(
+    grad: Tensor, x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, factors: Any, *scheme: Any
+) -> tuple[Tensor, Tensor]:
+    pair, ratio = _pairs(size, factors)
+    how = _scheme(*scheme)
+    grid = _grid(x, field, pair, ratio, how, init_pos)
+    return _backward(grad, x, field if how.scope else None, grid, pair, how, (field.shape[2], field.shape[3]))
+
+
+def _shape(x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, *how: Any) -> Tensor:
+    layout = torch.channels_last if sampling.is_channels_last(x) else torch.contiguous_format
+    return x.new_empty(*x.shape[:2], *size).contiguous(memory_format=layout)
+
+
+def _shapes(grad: Tensor, x: Tensor, field: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+    layout = torch.channels_last if sampling.is_channels_last(x) else torch.contiguous_format
+    return x.new_empty(x.shape).contiguous(memory_format=layout), torch.empty_like(field)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, field, init_pos, *ctx.how = inputs
+    ctx.save_for_backward(x, field, init_pos)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    of_x, of_field = torch.ops.upswap.upsample_backward(grad, *ctx.saved_tensors, *ctx.how)
+    return of_x, of_field, *(None,) * (1 + len(ctx.how))
+
+
+_LIBRARY.impl("upsample", _run, "CompositeExplicitAutograd")
+_LIBRARY.impl("upsample_backward", _run_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("upswap::upsample", _shape, lib=_LIBRARY)
+torch.library.register_fake("upswap::upsample_backward", _shapes, lib=_LIBRARY)
+torch.library.register_autograd("upswap::upsample", _differentiate, setup_context=_keep, lib=_LIBRARY)
