@@ -18,6 +18,7 @@ from .dysample_options import check_choice, pair, plain, positive_int, scale_pai
 from .errors import OptionError, ShapeError
 from .sampler import upsample
 from .sampling import Mapping, Mode, Pair, Ratio, Scheme
+from .wide import pointwise
 
 Style = Literal["lp", "pl"]
 Init = Literal["match", "paper"]
@@ -243,24 +244,24 @@ class DySample(nn.Module):
 
         So the submodules only hold the weights: they are not called, and forward hooks on them do not run.
         """
-        full = x.to(sampling.compute_dtype(x.dtype))
-        weight, bias = (parameter.to(full.dtype) for parameter in _weights("offset", self.offset))
+        dtype = sampling.compute_dtype(x.dtype)
+        weight, bias = (parameter.to(dtype) for parameter in _weights("offset", self.offset))
         if self.scope is not None:
             # Offset and scope as one convolution, which reads x once.
-            scope_weight, scope_bias = (parameter.to(full.dtype) for parameter in _weights("scope", self.scope))
+            scope_weight, scope_bias = (parameter.to(dtype) for parameter in _weights("scope", self.scope))
             weight, bias = torch.cat((weight, scope_weight)), torch.cat((bias, scope_bias))
         if self.style == "lp":
-            return F.conv2d(full, weight, bias)
+            return pointwise(x, weight, bias)
         sub_pixels = self.offset_scale[0] * self.offset_scale[1]
         batch, channels, height, width = x.shape
         if sampling.is_channels_last(x):
             # Shuffle, convolve, unshuffle as one convolution: output k of n sees input channels k, k + n, k + 2 n...
-            same = torch.eye(sub_pixels, dtype=full.dtype, device=x.device).view(1, sub_pixels, 1, sub_pixels)
+            same = torch.eye(sub_pixels, dtype=dtype, device=x.device).view(1, sub_pixels, 1, sub_pixels)
             weight = (weight.view(-1, 1, channels // sub_pixels, 1) * same).view(-1, channels, 1, 1)
-            return F.conv2d(full, weight, bias.repeat_interleave(sub_pixels))
+            return pointwise(x, weight, bias.repeat_interleave(sub_pixels))
         # A 1x1 convolution over the sub-pixels stacked along the height: shuffling there and back is no work.
-        stacked = full.contiguous().view(batch, channels // sub_pixels, sub_pixels * height, width)
-        return F.conv2d(stacked, weight, bias).view(batch, -1, height, width)
+        stacked = x.contiguous().view(batch, channels // sub_pixels, sub_pixels * height, width)
+        return pointwise(stacked, weight, bias).view(batch, -1, height, width)
 
     def _target(
         self, x: Tensor, size: int | Sequence[int] | None, scale_factor: float | Sequence[float] | None

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .sampling import Scheme, is_channels_last
 
-# Below it, the numbers per row are too few for what a row costs (measured on torch 2.15).
-_SHORTEST_ROW = 8
+# Below these, a row is too short for what a bag costs, or a map too small for the number of calls (measured on torch 2.15).
+_SHORTEST_ROW = 16
+_SMALLEST_MAP = 2**15
 
 
 def prefers(x: Tensor, scheme: Scheme) -> bool:
@@ -24,6 +25,7 @@ def prefers(x: Tensor, scheme: Scheme) -> bool:
         and x.device.type == "cpu"
         and scheme.mapping.kernel == "bilinear"
         and x.shape[1] // scheme.groups >= _SHORTEST_ROW
+        and x.numel() >= _SMALLEST_MAP
     )
 
 

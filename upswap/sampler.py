@@ -19,6 +19,7 @@ from torch import Tensor
 from . import sampling
 from .gather import gather, prefers
 from .sampling import Mapping, Pair, Ratio, Scheme
+from .wide import plain_functions_wanted
 
 _BORDER = 1  # grid_sampler's number for padding_mode="border"
 _KERNELS = {"bilinear": 0, "bicubic": 2}  # and for the interpolation
@@ -41,12 +42,9 @@ def upsample(
     Returns:
         (B, C, h, w), of x's dtype and memory format.
     """
-    if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
-            return _forward(x, field, size, factors, scheme, init_pos, plain=True)
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return _operator(x, field, init_pos, size, factors, *_flat(scheme))
-    # Transforms of torch.func and traces need functions that they know.
-    if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if plain_functions_wanted():
         return _forward(x, field, size, factors, scheme, init_pos, plain=True)
     if torch.is_grad_enabled() and (x.requires_grad or field.requires_grad):
         out: Tensor = _Upsample.apply(x, field, size, factors, scheme, init_pos)
@@ -231,10 +229,11 @@ class _Upsample(torch.autograd.Function):
 # -- the operator that compiled code sees ---------------------------------------------------------------------------------
 
 _SCHEME = "SymInt[] size, float[]? factors, int groups, int[] cells, bool scope, str mode, bool align_corners, bool decomposed"
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 _LIBRARY = torch.library.Library("upswap", "DEF")
-_LIBRARY.define(f"upsample(Tensor x, Tensor field, Tensor? init_pos, {_SCHEME}) -> Tensor")
+_LIBRARY.define(f"upsample(Tensor x, Tensor field, Tensor? init_pos, {_SCHEME}) -> Tensor", tags=_TAGS)
 _LIBRARY.define(
-    f"upsample_backward(Tensor grad, Tensor x, Tensor field, Tensor? init_pos, {_SCHEME}) -> (Tensor, Tensor)"
+    f"upsample_backward(Tensor grad, Tensor x, Tensor field, Tensor? init_pos, {_SCHEME}) -> (Tensor, Tensor)", tags=_TAGS
 )
 _operator = torch.ops.upswap.upsample.default
 

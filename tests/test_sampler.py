@@ -1,0 +1,187 @@
+"""One sampling operation, computed in several ways that have to agree, and what it keeps for the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from upswap import sampler
+from upswap.dysample import DySample
+from upswap.gather import gather, prefers
+from upswap.sampling import Mapping, Scheme
+
+VARIANTS = [("lp", False), ("lp", True), ("pl", False), ("pl", True)]
+CALLS: list[dict[str, Any]] = [{}, {"size": (37, 41)}, {"scale_factor": (2.0, 2.5)}]
+
+
+def trained(style: str, dyscope: bool, channels: int = 64, **options: Any) -> DySample:
+    """A module whose offsets reach a pixel or two, and beyond the border."""
+    torch.manual_seed(0)
+    module = DySample(channels, 2, style=style, dyscope=dyscope, groups=4, **options)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    return module
+
+
+def gradients(module: nn.Module, x: Tensor, how: dict[str, Any]) -> tuple[Tensor, ...]:
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    out = module(x, **how)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    return out.detach(), *torch.autograd.grad((out * weights).sum(), [x, *module.parameters()])
+
+
+@pytest.mark.parametrize("how", CALLS, ids=str)
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "nearest-exact", "bicubic"])
+@pytest.mark.parametrize(("style", "dyscope"), VARIANTS)
+def test_every_way_gives_the_same_output_and_gradients(
+    style: str, dyscope: bool, mode: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contiguous and channels_last in eager mode, and the operator of compiled code, against plain torch functions."""
+    module = trained(style, dyscope, mode=mode)
+    x = torch.randn(2, 64, 17, 19)
+    ways = {
+        "contiguous": gradients(module, x, how),
+        "channels_last": gradients(module, x.contiguous(memory_format=torch.channels_last), how),
+    }
+    assert ways["channels_last"][0].is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(
+        sampler,
+        "upsample",
+        lambda x, field, size, factors, scheme, init_pos=None: sampler._operator(
+            x, field, init_pos, size, factors, *sampler._flat(scheme)
+        ),
+    )
+    monkeypatch.setattr("upswap.dysample.upsample", sampler.upsample)
+    ways["operator"] = gradients(module, x, how)
+    monkeypatch.setattr(
+        "upswap.dysample.upsample", lambda *args: sampler._forward(*args, plain=True) if len(args) == 6 else None
+    )
+    expected = gradients(module, x, how)
+    for name, got in ways.items():
+        for index, (one, other) in enumerate(zip(got, expected, strict=True)):
+            scale = other.abs().max()
+            assert (one - other).abs().max() <= 2e-4 * scale, (name, index)
+
+
+@pytest.mark.parametrize("how", CALLS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_gathering_reads_what_grid_sample_reads(dtype: torch.dtype, how: dict[str, Any]) -> None:
+    module = trained("lp", True)
+    x = torch.randn(2, 64, 33, 18, dtype=dtype)
+    with torch.no_grad():
+        expected = module(x, **how)
+        x = x.contiguous(memory_format=torch.channels_last)
+        assert prefers(x, Scheme(4, (2, 2), True, Mapping("bilinear")))
+        got = module(x, **how)
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float64: 1e-10}[dtype]
+    assert (got - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_gathering_stays_inside_at_the_last_pixel_and_far_outside() -> None:
+    x = torch.arange(6.0).view(1, 1, 2, 3).repeat(1, 4, 1, 1).contiguous(memory_format=torch.channels_last)
+    offsets = torch.tensor([[99.0, 0.0, -99.0], [99.0, 0.0, -99.0]]).view(1, 2, 1, 1, 3)
+    out = gather(x, offsets, torch.tensor([1.0]), torch.tensor([2.0, 2.0, 2.0]), 1.0)
+    assert out[0, :, 0].tolist() == [[5.0, 5.0, 0.0]] * 4
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("style", "dyscope"), VARIANTS)
+def test_no_more_is_kept_than_the_raw_outputs_of_the_convolutions(
+    style: str, dyscope: bool, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    module = trained(style, dyscope)
+    x = torch.randn(2, 64, 32, 32, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x)
+    field = 4 * 2 * (2 * 4 * 4) * 32 * 32 * (2 if dyscope else 1)  # bytes of (B, axes * groups * cells, H, W)
+    assert kept.pop(x.untyped_storage().data_ptr()) == x.untyped_storage().nbytes()
+    # The weights as they are multiplied or joined are kept too, 16 KiB at most.
+    assert sum(kept.values()) <= field + 2**15
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_the_operator_is_registered_in_full() -> None:
+    """Schema, fake and autograd kernels, and what torch.compile does to it, by torch's own checks."""
+    x = torch.randn(2, 8, 5, 6, requires_grad=True)
+    field = torch.randn(2, 32, 5, 6, requires_grad=True)
+    for scheme, size, factors in [
+        (Scheme(2, (2, 2), True, Mapping("bilinear"), True), (10, 12), (2.0, 2.0)),
+        (Scheme(4, (2, 2), False, Mapping("nearest"), True), (11, 13), None),
+    ]:
+        arguments = (x, field, None, size, factors, *sampler._flat(scheme))
+        torch.library.opcheck(torch.ops.upswap.upsample.default, arguments)
+        last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        torch.library.opcheck(torch.ops.upswap.upsample.default, (last, *arguments[1:]))
+
+
+def test_compiled_code_sees_one_operator_and_export_none() -> None:
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    module = trained("lp", True).eval()
+    x = torch.randn(1, 64, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(module, backend=backend, fullgraph=True)(x), module(x), atol=1e-5)
+    assert seen.count("upswap.upsample.default") == 1
+    assert not any("grid_sampler" in name or "arange" in name for name in seen)
+    program = torch.export.export(module, (x,))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert any("grid_sampler" in name for name in targets)
+    assert not any("upswap" in name for name in targets)
+
+
+def test_positions_kept_in_one_mode_serve_in_another() -> None:
+    """First in inference mode and under fake tensors: what is kept of that must not reach training."""
+    module = trained("lp", False)
+    x = torch.randn(1, 64, 21, 23)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module(x)
+    with torch.inference_mode():
+        module(x)
+    out = module(x)
+    out.sum().backward()
+    assert module.offset.weight.grad is not None
+    assert type(out) is Tensor
+    assert not out.is_inference()
+
+
+def test_a_map_changed_in_place_before_the_backward_pass_is_noticed() -> None:
+    module = trained("lp", False)
+    x = torch.randn(1, 64, 8, 8, dtype=torch.bfloat16, requires_grad=True) * 1
+    out = module(x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_transforms_of_torch_func() -> None:
+    module = trained("lp", True, channels=8)
+    parameters = dict(module.named_parameters())
+    x = torch.randn(3, 2, 8, 6, 7)
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(module, parameters, (x,)).square().mean()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for index, one in enumerate(x):
+        expected = torch.autograd.grad(module(one).square().mean(), list(parameters.values()))
+        for name, gradient in zip(parameters, expected, strict=True):
+            assert torch.allclose(each[name][index], gradient, rtol=1e-3, atol=1e-6)
