@@ -10,7 +10,6 @@ collect_ignore_glob = [
     "detours.py",
     "files.py",
     "pickles.py",
-    "reference_dysample.py",
     "tiny_host.py",
     "zoos/*",
 ]

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from reference_dysample import ReferenceDySample
+from upswap.bench.reference import ReferenceDySample
 from upswap.dysample import DySample
 
 GOLDEN = Path(__file__).parent / "data" / "dysample_reference.safetensors"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reference_dysample import ReferenceDySample
+from upswap.bench.reference import ReferenceDySample
 from upswap.dysample import DySample
 
 HALVES = [torch.float16, torch.bfloat16]

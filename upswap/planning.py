@@ -36,6 +36,7 @@ def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
     Raises `InputError`, `FilterError`, `OptionError`; with `options.strict`, `RewriteError` for a chosen site that no
     route can rewrite (it is kept, with the reason, otherwise).
     """
+    inexact = _inexact(options)  # first: the name may be that of no upsampler
     found = survey(model, example_inputs)
     chosen = select(found.sites, options)
     sites: list[Site] = []
@@ -63,7 +64,7 @@ def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
         sites=tuple(sites),
         inputs=described(found.inputs) or {},
         calls=calls,
-        hints=(*found.hints, *_hints(model, sites)),
+        hints=(*found.hints, *_hints(model, sites, inexact)),
         upswap_version=__version__,
     )
     return Decision(plan, rewritings, found.runs)
@@ -160,11 +161,17 @@ def _module_path(model: nn.Module, owner: nn.Module, site: Site, count: int) -> 
     return f"{above}.{name}" if above else name
 
 
-def _hints(model: nn.Module, sites: Sequence[Site]) -> list[str]:
+def _inexact(options: Options) -> list[str]:
+    """What is to be said of an upsampler that is not the original resize at step 0."""
+    name = options.upsampler
+    return [] if options.exact else [f"{name} with these options is not exact at step 0: the model has to be trained"]
+
+
+def _hints(model: nn.Module, sites: Sequence[Site], inexact: list[str]) -> list[str]:
     scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     hints = [f"compiled by TorchScript, whose resizes cannot be seen: {', '.join(scripted[:4])}"] if scripted else []
     if any(site.swap for site in sites):
-        return hints
+        return hints + inexact
     learned = learned_upsampling(model)
     shown = ", ".join(learned[:4]) + (f" and {len(learned) - 4} more" if len(learned) > 4 else "")
     if learned:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import sampling
+from .fused import kernels, wanted
 from .gather import gather, prefers
 from .sampling import Mapping, Pair, Ratio, Scheme
 from .wide import plain_functions_wanted
@@ -42,6 +43,9 @@ def upsample(
     Returns:
         (B, C, h, w), of x's dtype and memory format.
     """
+    if wanted(x) and not torch.compiler.is_exporting() and _is_resized(field, size, scheme):
+        # The kernels take a field of the target's own size.
+        field, scheme = _at_target(field, size, scheme)
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return _operator(x, field, init_pos, size, factors, *_flat(scheme))
     if plain_functions_wanted():
@@ -62,6 +66,9 @@ def _forward(
     *,
     plain: bool = False,
 ) -> Tensor:
+    if not plain and (fused := kernels(x, field, size, factors, scheme, init_pos)) is not None:
+        out: Tensor = fused.forward(x, field, scheme, factors)
+        return out
     if not plain and prefers(x, scheme):
         rows, columns = _base(x, size, factors, scheme, init_pos, normal=False)
         full = x.to(sampling.compute_dtype(x.dtype))
@@ -126,6 +133,27 @@ def _backward(
     if field is not None:
         of_field = torch.ops.aten.glu_backward(of_field, field, 1)
     return _like(of_x.view(x.shape).to(x.dtype), x), of_field
+
+
+def _backward_of_field(
+    grad: Tensor,
+    x: Tensor,
+    field: Tensor,
+    size: Pair,
+    factors: Ratio | None,
+    scheme: Scheme,
+    init_pos: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `x` and `field`, where the grid was not kept."""
+    fused = kernels(x, field, size, factors, scheme, init_pos)
+    if fused is not None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        of_x, of_field = fused.backward(
+            grad, x, field, scheme, factors, deterministic=deterministic, needs=(True, True)
+        )
+        return of_x, of_field
+    grid = _grid(x, field, size, factors, scheme, init_pos)
+    return _backward(grad, x, field if scheme.scope else None, grid, size, scheme, (field.shape[2], field.shape[3]))
 
 
 def _like(out: Tensor, x: Tensor) -> Tensor:
@@ -193,11 +221,25 @@ def _offsets(field: Tensor, size: Pair, scheme: Scheme) -> Tensor:
     """Offsets before their constant gain, in source pixels: (B, 2, G, h, w), horizontal first."""
     if scheme.scope:
         field = F.glu(field, dim=1)  # offset * sigmoid(scope)
+    resized = _is_resized(field, size, scheme)
     offsets = sampling.shuffle(field, scheme.cells)
-    if not sampling.known_equal(size, (offsets.shape[2], offsets.shape[3])):
+    if resized:
         # Offsets are in source pixels at any resolution: their values stay.
         offsets = F.interpolate(offsets, size=size, mode="bilinear", align_corners=False)
     return offsets.view(field.shape[0], 2, scheme.groups, *size)
+
+
+def _is_resized(field: Tensor, size: Pair, scheme: Scheme) -> bool:
+    """Whether offsets are predicted at another resolution than that of the output."""
+    predicted = (scheme.cells[0] * field.shape[2], scheme.cells[1] * field.shape[3])
+    return not sampling.known_equal(size, predicted)
+
+
+def _at_target(field: Tensor, size: Pair, scheme: Scheme) -> tuple[Tensor, Scheme]:
+    """A field of `size`, one pixel for every output pixel, that is read as `field` is."""
+    plain = scheme._replace(cells=(1, 1), scope=False)
+    offsets = _offsets(field, size, scheme).flatten(1, 2)
+    return offsets if plain.gain == scheme.gain else offsets * (scheme.gain / plain.gain), plain
 
 
 class _Upsample(torch.autograd.Function):
@@ -208,7 +250,9 @@ class _Upsample(torch.autograd.Function):
         ctx: Any, x: Tensor, field: Tensor, size: Pair, factors: Ratio | None, scheme: Scheme, init_pos: Tensor | None
     ) -> Tensor:
         ctx.how = size, factors, scheme, (field.shape[2], field.shape[3])
-        grid = None if prefers(x, scheme) else _grid(x, field, size, factors, scheme, init_pos)
+        fused = kernels(x, field, size, factors, scheme, init_pos)
+        with_grid = fused is None and not prefers(x, scheme)
+        grid = _grid(x, field, size, factors, scheme, init_pos) if with_grid else None
         if grid is None or scheme.scope or grid.numel() > field.numel():
             ctx.save_for_backward(x, field, init_pos, None)
         else:  # as large as the field, and all that the backward pass needs
@@ -221,9 +265,8 @@ class _Upsample(torch.autograd.Function):
         x, field, init_pos, grid = ctx.saved_tensors
         size, factors, scheme, predicted = ctx.how
         if grid is None:
-            grid = _grid(x, field, size, factors, scheme, init_pos)
-        of_x, of_field = _backward(grad, x, field if scheme.scope else None, grid, size, scheme, predicted)
-        return of_x, of_field, None, None, None, None
+            return *_backward_of_field(grad, x, field, size, factors, scheme, init_pos), None, None, None, None
+        return *_backward(grad, x, None, grid, size, scheme, predicted), None, None, None, None
 
 
 # -- the operator that compiled code sees ---------------------------------------------------------------------------------
@@ -233,7 +276,8 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 _LIBRARY = torch.library.Library("upswap", "DEF")
 _LIBRARY.define(f"upsample(Tensor x, Tensor field, Tensor? init_pos, {_SCHEME}) -> Tensor", tags=_TAGS)
 _LIBRARY.define(
-    f"upsample_backward(Tensor grad, Tensor x, Tensor field, Tensor? init_pos, {_SCHEME}) -> (Tensor, Tensor)", tags=_TAGS
+    f"upsample_backward(Tensor grad, Tensor x, Tensor field, Tensor? init_pos, {_SCHEME}) -> (Tensor, Tensor)",
+    tags=_TAGS,
 )
 _operator = torch.ops.upswap.upsample.default
 
@@ -258,10 +302,7 @@ def _run(x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, factors: 
 def _run_backward(
     grad: Tensor, x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, factors: Any, *scheme: Any
 ) -> tuple[Tensor, Tensor]:
-    pair, ratio = _pairs(size, factors)
-    how = _scheme(*scheme)
-    grid = _grid(x, field, pair, ratio, how, init_pos)
-    return _backward(grad, x, field if how.scope else None, grid, pair, how, (field.shape[2], field.shape[3]))
+    return _backward_of_field(grad, x, field, *_pairs(size, factors), _scheme(*scheme), init_pos)
 
 
 def _shape(x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, *how: Any) -> Tensor:

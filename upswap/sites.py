@@ -158,8 +158,13 @@ class Options:
 
     @property
     def exact(self) -> bool:
-        """Whether the model computes at step 0 what it did before."""
-        return self.init == "match" and not self.cascade
+        """Whether the model computes at step 0 what it did before, as the upsampler of that name declares.
+
+        Raises `OptionError` where no upsampler of that name is known.
+        """
+        from .upsamplers import is_exact  # imports torch
+
+        return is_exact(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,6 +46,7 @@ PACKAGES: tuple[str, ...] = (
     "monai.networks.blocks",
     "monai.networks.layers",
     "monai.networks.nets",
+    "upswap.carafe",
     "upswap.dysample",
     "upswap.upsamplers",
 )

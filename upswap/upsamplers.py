@@ -6,54 +6,117 @@
     upswap.patch(model, upsampler="mine")
 
 The module is called as `module(x)`, `module(x, size)` or `module(x, None, scale_factor)` with x of shape (N, C, H, W), as
-`F.interpolate` would be, and gives (N, C, H', W'). A size below that of x is its own to handle.
+`F.interpolate` would be, and gives (N, C, H', W'). A size below that of x is its own to handle. At step 0 it computes what
+the original resize computed, or is registered with `exact=False`. `docs/upsamplers.md` has all of it, with an example.
+
+Names that are not registered are looked for among the entry points that installed packages have in the group
+`upswap.upsamplers`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from .carafe import CARAFE
 from .dysample import DySample
 from .errors import OptionError, ShapeError
 from .sites import Options, Site
 
 Factory = Callable[[Site, Options], nn.Module]
 
-_FACTORIES: dict[str, Factory] = {}
+#: The group of entry points that name modules which register an upsampler.
+ENTRY_POINTS = "upswap.upsamplers"
 
 
-def register_upsampler(name: str) -> Callable[[Factory], Factory]:
-    """Decorator: make a factory known under `name`. A name already taken is an `OptionError`."""
+class _Registered(NamedTuple):
+    factory: Factory
+    exact: bool | Callable[[Options], bool]
+
+
+_FACTORIES: dict[str, _Registered] = {}
+
+
+def register_upsampler(name: str, *, exact: bool | Callable[[Options], bool] = True) -> Callable[[Factory], Factory]:
+    """Decorator: make a factory known under `name`. A name already taken is an `OptionError`.
+
+    `exact` declares whether a model patched with it computes at step 0 what it did before, or from the options whether it
+    does. `upswap convert` refuses to save a model that is declared so and is not; of one that is not declared so it checks that
+    it runs and that shapes and types are the same.
+    """
 
     def register(factory: Factory) -> Factory:
         if name in _FACTORIES:
             raise OptionError(f"an upsampler named {name!r} is registered already; choose another name")
-        _FACTORIES[name] = factory
+        _FACTORIES[name] = _Registered(factory, exact)
         return factory
 
     return register
 
 
 def upsampler_names() -> list[str]:
-    """The names that `upsampler=` takes."""
-    return sorted(_FACTORIES)
+    """The names that `upsampler=` takes: the registered ones and those of installed packages, which are not imported."""
+    return sorted({*_FACTORIES, *importlib.metadata.entry_points(group=ENTRY_POINTS).names})
+
+
+def is_exact(options: Options) -> bool:
+    """Whether the upsampler that `options` name declares that it computes the original resize at step 0."""
+    exact = _registered(options.upsampler).exact
+    return exact if isinstance(exact, bool) else exact(options)
 
 
 def make_upsampler(site: Site, options: Options) -> nn.Module:
     """The module for one site; `OptionError` for a name that is not registered."""
-    if options.upsampler not in _FACTORIES:
-        raise OptionError(f"no upsampler named {options.upsampler!r}; registered are {', '.join(upsampler_names())}")
-    factory = _FACTORIES[options.upsampler]
+    factory = _registered(options.upsampler).factory
     if not site.other_channels:
         return factory(site, options)
     alone = [dataclasses.replace(site, channels=count, other_channels=()) for count in site.other_channels]
     return ByChannels({one.channels: factory(one, options) for one in (site, *alone)})
+
+
+def _registered(name: str) -> _Registered:
+    """What is registered under `name`, by an installed package's module if by none that is imported already."""
+    if name not in _FACTORIES:
+        _import_announced(name)
+    if name not in _FACTORIES:
+        raise OptionError(
+            f"no upsampler named {name!r}; known are {', '.join(upsampler_names())}. One of your own has to be imported, or "
+            f"its package installed with an entry point of that name in the group {ENTRY_POINTS}"
+        )
+    return _FACTORIES[name]
+
+
+def _import_announced(name: str) -> None:
+    """Import the module that an installed package announces as that of the upsampler `name`, if one does."""
+    found = list(importlib.metadata.entry_points(group=ENTRY_POINTS, name=name))
+    if len(found) > 1:
+        places = ", ".join(sorted(f"{entry.value} ({_package(entry)})" for entry in found))
+        raise OptionError(
+            f"several installed packages have an upsampler named {name!r}: {places}; import the one meant"
+        )
+    for entry in found:
+        try:
+            entry.load()
+        except Exception as error:  # importing runs a package's own code
+            raise OptionError(
+                f"upsampler {name!r}: importing {entry.value}, which {_package(entry)} names for it, fails: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if name not in _FACTORIES:
+            raise OptionError(
+                f"upsampler {name!r}: {entry.value}, which {_package(entry)} names for it, registers none of that name; "
+                f"decorate its factory with @upswap.register_upsampler({name!r})"
+            )
+
+
+def _package(entry: importlib.metadata.EntryPoint) -> str:
+    return "an installed package" if entry.dist is None else entry.dist.name
 
 
 def dysample_settings(site: Site, options: Options) -> tuple[dict[str, Any], list[str]]:
@@ -94,18 +157,31 @@ def _nominal_scale(site: Site) -> tuple[float, float]:
     return site.scale if site.fixed_ratio is not False else (2.0, 2.0)
 
 
-@register_upsampler("dysample")
+@register_upsampler("dysample", exact=lambda options: options.init == "match" and not options.cascade)
 def _dysample(site: Site, options: Options) -> nn.Module:
     settings, _ = dysample_settings(site, options)
-    factors = _cascade_factors(settings["scale"]) if options.cascade else []
-    shared = {
-        "mode": site.mode,
-        "align_corners": site.align_corners,
-        **{k: settings[k] for k in settings if k != "scale"},
-    }
-    if len(factors) > 1:
-        return Cascade(DySample(site.channels, factor, **shared) for factor in factors)
-    return DySample(site.channels, settings["scale"], **shared)
+    scale = settings.pop("scale")
+    return _cascaded(scale, options, lambda factor: DySample(site.channels, factor, **_resize(site), **settings))
+
+
+@register_upsampler("carafe", exact=False)
+def _carafe(site: Site, options: Options) -> nn.Module:
+    given = {"style": options.style != "lp", "groups": options.groups is not None, "dyscope": options.dyscope}
+    foreign = ", ".join(name for name, is_given in given.items() if is_given)
+    if foreign:
+        raise OptionError(f"upsampler 'carafe' has none of dysample's options; leave out: {foreign}")
+    return _cascaded(_nominal_scale(site), options, lambda factor: CARAFE(site.channels, factor, **_resize(site)))
+
+
+def _resize(site: Site) -> dict[str, Any]:
+    """What an upsampler is told of the resize it stands in for."""
+    return {"mode": site.mode, "align_corners": site.align_corners}
+
+
+def _cascaded(scale: Sequence[float], options: Options, make: Callable[[Any], nn.Module]) -> nn.Module:
+    """The upsampler that `make` makes for a ratio, or with `options.cascade` several of them in a chain."""
+    factors = _cascade_factors(scale) if options.cascade else []
+    return Cascade(make(factor) for factor in factors) if len(factors) > 1 else make(scale)
 
 
 def _cascade_factors(scale: Sequence[float]) -> list[int]:

@@ -81,7 +81,7 @@ class Report:
             )
             found = rows or "it gives no outputs"
             raise VerificationError(
-                f"the patched model does not compute what the original did, nothing was saved. {found}"
+                f"the patched model does not compute what the original did, nothing was saved. {found}{_way_out(plan)}"
             )
 
 
@@ -205,6 +205,13 @@ def _outputs(model: nn.Module, inputs: Inputs, inside: bool) -> tuple[torch.Tens
         own = inputs.copied()
         result = model(*own.args, **own.kwargs)
         return (*maps, *(tensor.detach().clone() for tensor in tensors_in(result)))
+
+
+def _way_out(plan: Plan) -> str:
+    """What the author of an upsampler can do about one that is not exact; upswap's own are."""
+    if not plan.options.exact or plan.options.upsampler == "dysample":
+        return ""
+    return f". If {plan.options.upsampler} is not meant to: register_upsampler({plan.options.upsampler!r}, exact=False)"
 
 
 def _row(shapes: str, index: int, old: torch.Tensor, new: torch.Tensor | None) -> Row:

@@ -17,6 +17,7 @@ import click
 
 from .._version import __version__
 from ..errors import FilterError, NothingToSwapError, OptionError, UpswapError, UpswapWarning
+from .bench import bench
 from .convert import convert
 from .inspect import inspect
 from .revert import revert
@@ -47,6 +48,7 @@ cli.add_command(convert)
 cli.add_command(verify)
 cli.add_command(revert)
 cli.add_command(zoo)
+cli.add_command(bench)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 #: What `upswap.patch` takes under the same names.
-PATCH_OPTIONS = ("style", "groups", "dyscope", "init", "cascade", "strict", "kinds", "include", "exclude")
+PATCH_OPTIONS = ("upsampler", "style", "groups", "dyscope", "init", "cascade", "strict", "kinds", "include", "exclude")
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -45,6 +45,13 @@ _COMMON = [
 ]
 
 _PATCH = [
+    click.option(
+        "--upsampler",
+        default="dysample",
+        show_default=True,
+        metavar="NAME",
+        help="dysample, carafe (not exact at step 0), or an installed package's.",
+    ),
     click.option(
         "--style", type=click.Choice(["lp", "pl"]), default="lp", show_default=True, help="How DySample predicts."
     ),

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import atomic, checkpoint
 from .._version import __version__
 from ..errors import SourceError, UpswapError
 from ..examples import example_inputs_for
+from ..flops import count
 from ..inputs import Inputs
 from ..planning import decide
 from ..preserve import preserved
@@ -135,11 +135,8 @@ def _save(model: nn.Module, plan: Plan, task: Task) -> None:
 
 
 def _flops(model: nn.Module, inputs: Inputs) -> int:
-    counter = FlopCounterMode(display=False)
-    with preserved(model), torch.no_grad(), counter:
-        own = inputs.copied()
-        model(*own.args, **own.kwargs)
-    return int(counter.get_total_flops())
+    with preserved(model), torch.no_grad():
+        return count(model, inputs.copied())
 
 
 def _count(model: nn.Module) -> int:

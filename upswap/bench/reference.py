@@ -1,7 +1,8 @@
 """DySample's definition, written for reading: slow, square integer scales only, and unsafe in half precision.
 
 Everything is computed in the input's dtype through coordinates normalised to -1 .. 1, as in the authors' module, and
-the state dict is theirs. The tests hold the package's module against it where the golden file has no case.
+the state dict is theirs. Benchmarks compare with it, and the tests hold the package's module against it where the golden
+file has no case.
 """
 
 from __future__ import annotations
@@ -12,6 +13,13 @@ from torch import Tensor, nn
 
 
 class ReferenceDySample(nn.Module):
+    """Upsample (B, C, H, W) by an integer `scale` as the paper defines it: see `upswap.DySample` for the formulas.
+
+    The parameters have torch's own initialisation: whoever compares loads the same weights into both.
+    """
+
+    init_pos: Tensor
+
     def __init__(
         self, in_channels: int, scale: int, style: str, groups: int, dyscope: bool, scope_bias: bool = False
     ) -> None:
@@ -37,6 +45,7 @@ class ReferenceDySample(nn.Module):
         return F.pixel_unshuffle(offset, self.scale) if self.style == "pl" else offset
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, scale * H, scale * W); H and W at least 1, x contiguous."""
         batch, channels, height, width = x.shape
         offset = self._offsets(x) + self.init_pos
         pixel_x = (torch.arange(width) + 0.5).to(x)

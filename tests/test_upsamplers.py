@@ -1,0 +1,234 @@
+"""Upsamplers from elsewhere: the example in the documentation, the packages that announce one, and what is declared."""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import upswap
+from upswap.cli import run
+from upswap.sites import Options, Site
+from upswap.upsamplers import _FACTORIES, ENTRY_POINTS, upsampler_names
+
+PAGE = Path(__file__).parent.parent / "docs" / "upsamplers.md"
+IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def blocks(language: str) -> list[str]:
+    """The code of that language in the page."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def install(folder: Path, package: str, announced: dict[str, str], code: str | None = None) -> None:
+    """What `pip install` leaves of a package of one module: the module, and its dist-info."""
+    if code is not None:
+        (folder / f"{package}.py").write_text(code)
+    info = folder / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    lines = [f"{name} = {value}" for name, value in announced.items()]
+    (info / "entry_points.txt").write_text("\n".join([f"[{ENTRY_POINTS}]", *lines, ""]))
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that packages can be installed in; afterwards none of them was ever imported."""
+    known, modules = dict(_FACTORIES), set(sys.modules)
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(tmp_path)
+    yield folder
+    _FACTORIES.clear()
+    _FACTORIES.update(known)
+    for name in set(sys.modules) - modules:
+        if getattr(sys.modules[name], "__file__", None) == str(folder / f"{name}.py"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def refined(packages: Path) -> Path:
+    """The page's example, installed as the page says."""
+    project = tomllib.loads(blocks("toml")[0])["project"]
+    announced = project["entry-points"][ENTRY_POINTS]
+    install(packages, project["name"], announced, blocks("python")[0])
+    return packages
+
+
+def forget(package: str) -> None:
+    """As in a process that has not imported it."""
+    del _FACTORIES[package], sys.modules[package]
+
+
+class Host(nn.Module):
+    """A resize by size, one by factor and a layer, in one mode."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        self.stem = nn.Conv2d(3, 4, 3, stride=4)
+        self.layer = nn.Upsample(scale_factor=2, mode=mode)
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.interpolate(self.layer(self.stem(image)), scale_factor=1.5, mode=self.mode)
+        return self.last(F.interpolate(x, size=image.shape[-2:], mode=self.mode))
+
+
+def unet() -> nn.Module:
+    torch.manual_seed(0)
+    return smp.Unet("resnet18", encoder_weights=None, classes=2).eval()
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """With upsamplers that are not what they started as."""
+    with torch.no_grad():
+        for parameter in upswap.parameters(model):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
+    return model
+
+
+# ---- the page's example
+
+
+def test_the_pages_code_runs(refined: Path) -> None:
+    first, *others = blocks("python")
+    assert first.startswith("# refined.py\n")
+    assert others
+    for block in others:
+        exec(compile(block, str(PAGE), "exec"), {})
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic", "area"])
+def test_the_pages_example_is_exact_at_step_0_and_trains(refined: Path, mode: str) -> None:
+    torch.manual_seed(0)
+    original = Host(mode).eval()
+    model = upswap.patch(copy.deepcopy(original), torch.randn(1, 3, 37, 41), upsampler="refined")
+    assert len(upswap.upsamplers(model)) == 3
+    assert {type(module).__name__ for module in upswap.upsamplers(model).values()} == {"Refined"}
+    assert upswap.verify(original, model, IMAGE).ok
+    model(IMAGE).square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in upswap.parameters(model))
+    upswap.unpatch(model)
+    assert torch.equal(model(IMAGE), original(IMAGE))
+
+
+def test_a_safetensors_needs_the_package_installed_and_no_trust(refined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = moved(upswap.patch(unet(), upsampler="refined"))
+    upswap.save(model, "unet.safetensors")
+    forget("refined")
+    loaded = upswap.load("unet.safetensors")
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGE), model(IMAGE))
+    forget("refined")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(refined)])
+    with pytest.raises(upswap.OptionError, match="no upsampler named 'refined'"):
+        upswap.load("unet.safetensors")
+
+
+def test_a_pt_needs_trust_in_its_class(refined: Path) -> None:
+    model = moved(upswap.patch(unet(), upsampler="refined"))
+    with pytest.warns(upswap.UpswapWarning, match=r"refuse it without trust.*\n.*refined\.Refined"):
+        upswap.save(model, "unet.pt")
+    with pytest.raises(upswap.UntrustedFileError, match="--trust refined"):
+        upswap.load("unet.pt")
+    forget("refined")
+    loaded = upswap.load("unet.pt", trust=["refined"])
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGE), model(IMAGE))
+        assert torch.equal(upswap.unpatch(loaded)(IMAGE), unet()(IMAGE))
+
+
+def test_the_command_line_finds_it(refined: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(unet(), "unet.pt")
+    assert run(["convert", "unet.pt", "--upsampler", "refined", "-o", "out.safetensors"]) == 0
+    assert "step-0 difference" in capsys.readouterr().out
+    assert run(["verify", "unet.pt", "out.safetensors"]) == 0
+    assert run(["inspect", "unet.pt", "--upsampler", "refind"]) == 2
+    assert "no upsampler named 'refind'; known are carafe, dysample, refined" in capsys.readouterr().err
+
+
+# ---- names
+
+
+def make(upsampler: str) -> nn.Module:
+    return upswap.patch(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3)), IMAGE, upsampler=upsampler
+    )
+
+
+def test_a_package_is_imported_when_its_name_is_asked_for_and_not_before(refined: Path) -> None:
+    assert {"carafe", "dysample", "refined"} <= set(upsampler_names())
+    make("carafe")
+    assert "refined" not in sys.modules
+    make("refined")
+    assert "refined" in sys.modules
+
+
+def test_a_name_that_nobody_has() -> None:
+    with pytest.raises(upswap.OptionError, match=r"no upsampler named 'refined'; known are carafe, dysample\b"):
+        make("refined")
+
+
+def test_a_package_that_does_not_import(packages: Path) -> None:
+    install(packages, "broken", {"mine": "broken"}, "import nowhere_to_be_found\n")
+    with pytest.raises(
+        upswap.OptionError, match=r"importing broken, which broken names for it.*ModuleNotFoundError.*nowhere"
+    ):
+        make("mine")
+
+
+def test_a_package_that_registers_something_else(packages: Path) -> None:
+    install(packages, "other", {"mine": "other"}, "import upswap\nupswap.register_upsampler('theirs')(None)\n")
+    with pytest.raises(upswap.OptionError, match=r"other, which other names for it, .*register_upsampler\('mine'\)"):
+        make("mine")
+
+
+def test_two_packages_of_one_name(packages: Path) -> None:
+    for package in ("one", "two"):
+        install(packages, package, {"mine": package}, "raise RuntimeError('imported')\n")
+    with pytest.raises(upswap.OptionError, match=r"several .*: one \(one\), two \(two\); import the one meant"):
+        make("mine")
+
+
+# ---- exact or not
+
+
+class Blurred(nn.Module):
+    def forward(self, x: Tensor, size: object = None, scale_factor: object = None) -> Tensor:
+        return F.avg_pool2d(F.interpolate(x, scale_factor=2.0), 3, stride=1, padding=1)
+
+
+def blurred(site: Site, options: Options) -> nn.Module:
+    return Blurred()
+
+
+def test_an_upsampler_is_held_to_what_it_declares(packages: Path) -> None:
+    upswap.register_upsampler("silent")(blurred)
+    upswap.register_upsampler("honest", exact=False)(blurred)
+    upswap.register_upsampler("sometimes", exact=lambda options: options.init == "match")(blurred)
+    assert Options(upsampler="silent").exact
+    assert not Options(upsampler="honest").exact
+    assert Options(upsampler="sometimes").exact
+    assert not Options(upsampler="sometimes", init="paper").exact
+
+    original = unet()
+    for name, init, held in (("silent", "paper", True), ("honest", "match", False), ("sometimes", "paper", False)):
+        model = upswap.patch(copy.deepcopy(original), upsampler=name, init=init)
+        report, plan = upswap.verify(original, model), upswap.plan_of(model)
+        assert not report.ok
+        if held:
+            with pytest.raises(upswap.VerificationError, match="does not compute what the original did"):
+                report.check(plan)
+        else:
+            report.check(plan)

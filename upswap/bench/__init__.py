@@ -1,0 +1,1 @@
+"""What upsamplers, and models with other upsamplers in them, cost: the measuring behind `upswap bench`."""
