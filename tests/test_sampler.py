@@ -148,6 +148,15 @@ def test_compiled_code_sees_one_operator_and_export_none() -> None:
     assert not any("upswap" in name for name in targets)
 
 
+@pytest.mark.parametrize(("style", "dyscope"), VARIANTS)
+def test_inductor_trains_what_eager_mode_does(style: str, dyscope: bool) -> None:
+    """It lays convolutions' maps out as channels_last of its own accord, and checks what operators return."""
+    module = trained(style, dyscope)
+    x = torch.randn(2, 64, 12, 12)
+    for one, other in zip(gradients(torch.compile(module), x, {}), gradients(module, x, {}), strict=True):
+        assert (one - other).abs().max() <= 2e-4 * other.abs().max()
+
+
 def test_positions_kept_in_one_mode_serve_in_another() -> None:
     """First in inference mode and under fake tensors: what is kept of that must not reach training."""
     module = trained("lp", False)

@@ -302,7 +302,8 @@ def _run(x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, factors: 
 def _run_backward(
     grad: Tensor, x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, factors: Any, *scheme: Any
 ) -> tuple[Tensor, Tensor]:
-    return _backward_of_field(grad, x, field, *_pairs(size, factors), _scheme(*scheme), init_pos)
+    of_x, of_field = _backward_of_field(grad, x, field, *_pairs(size, factors), _scheme(*scheme), init_pos)
+    return of_x, of_field.contiguous()
 
 
 def _shape(x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, *how: Any) -> Tensor:
@@ -312,7 +313,7 @@ def _shape(x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, *how: A
 
 def _shapes(grad: Tensor, x: Tensor, field: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
     layout = torch.channels_last if sampling.is_channels_last(x) else torch.contiguous_format
-    return x.new_empty(x.shape).contiguous(memory_format=layout), torch.empty_like(field)
+    return x.new_empty(x.shape).contiguous(memory_format=layout), field.new_empty(field.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

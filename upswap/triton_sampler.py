@@ -172,7 +172,8 @@ def _units(grad: Tensor, groups: int) -> Tensor:
     """
     peak = torch.linalg.vector_norm(grad.unflatten(1, (groups, -1)), math.inf, dim=(2, 3, 4), dtype=torch.float32)
     bits = 62 - (grad.shape[2] * grad.shape[3]).bit_length()
-    exponent = (bits - torch.frexp(peak).exponent).clamp(max=126)
+    # 2^127 is the largest power of two in float32: gradients all below about 1e-30 lose bits.
+    exponent = (bits - torch.frexp(peak).exponent).clamp(max=127)
     return torch.exp2(exponent.float()) + (peak - peak)
 
 
