@@ -11,5 +11,6 @@ collect_ignore_glob = [
     "files.py",
     "pickles.py",
     "tiny_host.py",
+    "triton_cases.py",
     "zoos/*",
 ]

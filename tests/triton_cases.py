@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from test_dysample_parity import golden_cases, golden_tensors, relative_error
-from upswap import sampling, triton_kernels, triton_sampler
+from upswap import DySample, sampling, triton_kernels, triton_sampler
 from upswap.sampling import Mapping, NearestKernel, Scheme
 
 CUDA = NearestKernel(torch.float32, copies=(1,))
@@ -491,3 +491,32 @@ def test_golden(case: dict[str, Any]) -> None:
     errors = {"output": relative_error(out, tensors["output"]), "input": relative_error(x.grad, tensors["grad_input"])}
     errors |= {name: relative_error(weight.grad, tensors[f"grad.{name}"]) for name, weight in weights.items()}
     assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.parametrize("how", [{}, {"size": (7, 9)}, {"scale_factor": 2.5}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"dyscope": True}, {"style": "pl", "mode": "nearest"}], ids=str)
+def test_a_module_runs_by_them_where_they_are_asked_for(
+    options: dict[str, Any], how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    module = DySample(8, 2, groups=2, **options)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    x = torch.randn(1, 8, 3, 4, requires_grad=True)
+    expected = outcome(module, x, how)
+    monkeypatch.setenv("UPSWAP_TRITON", "1")
+    with (
+        mock.patch.object(triton_sampler, "forward", wraps=triton_sampler.forward) as forward,
+        mock.patch.object(triton_sampler, "backward", wraps=triton_sampler.backward) as backward,
+    ):
+        got = outcome(module, x, how)
+    assert forward.call_count == backward.call_count == 1
+    for one, other in zip(got, expected, strict=True):
+        assert relative_error(one, other) < 1e-5
+
+
+def outcome(module: DySample, x: Tensor, how: dict[str, Any]) -> tuple[Tensor, ...]:
+    out = module(x, **how)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    return out.detach(), *torch.autograd.grad((out * weights).sum(), [x, *module.parameters()])

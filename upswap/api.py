@@ -39,19 +39,18 @@ def patch(
     """Replace the model's feature upsampling by learned upsamplers, and give the model back.
 
     The model stays the same object of the same class (as `isinstance` sees it), with every state-dict key it had; new
-    keys are added. With `init="match"` it computes what it computed before, until it is trained (with dysample; docs/upsamplers.md
-    has the others).
+    keys are added. With `init="match"` dysample computes what the model computed before, until it is trained.
 
     Args: model: any module that runs; left as it was if anything fails. example_inputs: a tensor, a tuple of positional
         arguments, a dict of keyword arguments, or `(args, kwargs)`. Left out, a batch of one small image is made, with
         the channels of the model's first convolution. upsampler: "dysample", "carafe", or one that is registered or in
-        an installed package. style: "lp" or "pl", DySample's two ways to predict offsets. groups: groups of channels that share sampling points; 4 for lp and 8 for
-        pl by default. dyscope: whether the range of the offsets is learned too. init: "match" (the original function) or
-        "paper" (DySample's own initialisation). cascade: replace x4 and x8 by chains of x2, as DySample's authors did;
-        step 0 is then not exact. kinds: the kinds of resize to replace; see `upswap.sites.KINDS`. include, exclude:
-        patterns over site names, as `upswap.inspect` lists them. plan: a Plan made before, carried out as it is; the
-        other options are then not read. strict: raise where the default is to fall back and say so in the plan. inplace:
-        whether to change `model` or a deep copy of it.
+        an installed package (docs/upsamplers.md). style: "lp" or "pl", DySample's two ways to predict offsets. groups:
+        groups of channels that share sampling points; 4 for lp and 8 for pl by default. dyscope: whether the range of the
+        offsets is learned too. init: "match" (the original function) or "paper" (DySample's own initialisation). cascade:
+        replace x4 and x8 by chains of x2, as DySample's authors did; step 0 is then not exact. kinds: the kinds of resize
+        to replace; see `upswap.sites.KINDS`. include, exclude: patterns over site names, as `upswap.inspect` lists them.
+        plan: a Plan made before, carried out as it is; the other options are then not read. strict: raise where the
+        default is to fall back and say so in the plan. inplace: whether to change `model` or a deep copy of it.
 
     Raises:
         NothingToSwapError: no resize call may be replaced; the message says what there is instead.

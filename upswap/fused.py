@@ -6,6 +6,7 @@ for by the environment variable `UPSWAP_TRITON=1`.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from types import ModuleType
@@ -21,6 +22,11 @@ def wanted(x: Tensor) -> bool:
     """Whether kernels for `x`'s device are asked for and Triton is there."""
     if not (x.is_cuda or _INTERPRETED) or os.environ.get("UPSWAP_TRITON") != "1":
         return False
+    return _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
@@ -31,9 +37,6 @@ def kernels(
     if not wanted(x) or init_pos is not None:
         return None
     if (scheme.cells[0] * field.shape[2], scheme.cells[1] * field.shape[3]) != tuple(size):
-        return None
-    # Decomposed, a resize by such a factor is none of those that the kernels know.
-    if scheme.decomposed and any(not float(factor).is_integer() for factor in factors or ()):
         return None
     from . import triton_sampler
 

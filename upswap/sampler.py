@@ -105,7 +105,9 @@ def _backward(
     size: Pair,
     scheme: Scheme,
     predicted: Pair,
-) -> tuple[Tensor, Tensor]:
+    *,
+    of_x_too: bool,
+) -> tuple[Tensor | None, Tensor]:
     """The gradients of `x` and of the field, whose H and W are `predicted`; the field's own values matter with a scope."""
     dtype = sampling.compute_dtype(x.dtype)
     batch, channels, height, width = x.shape
@@ -117,7 +119,7 @@ def _backward(
         _KERNELS[scheme.mapping.kernel],
         _BORDER,
         False,
-        [True, True],
+        [of_x_too, True],
     )
     # The steps of `_grid` and `_offsets`, backwards.
     of_offsets = of_grid.new_empty(batch, 2, scheme.groups, *size)
@@ -132,7 +134,7 @@ def _backward(
     of_field = sampling.unshuffle(of_offsets, scheme.cells)
     if field is not None:
         of_field = torch.ops.aten.glu_backward(of_field, field, 1)
-    return _like(of_x.view(x.shape).to(x.dtype), x), of_field
+    return _like(of_x.view(x.shape).to(x.dtype), x) if of_x_too else None, of_field
 
 
 def _backward_of_field(
@@ -143,17 +145,21 @@ def _backward_of_field(
     factors: Ratio | None,
     scheme: Scheme,
     init_pos: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    of_x_too: bool,
+) -> tuple[Tensor | None, Tensor]:
     """The gradients of `x` and `field`, where the grid was not kept."""
     fused = kernels(x, field, size, factors, scheme, init_pos)
     if fused is not None:
         deterministic = torch.are_deterministic_algorithms_enabled()
         of_x, of_field = fused.backward(
-            grad, x, field, scheme, factors, deterministic=deterministic, needs=(True, True)
+            grad, x, field, scheme, factors, deterministic=deterministic, needs=(of_x_too, True)
         )
         return of_x, of_field
     grid = _grid(x, field, size, factors, scheme, init_pos)
-    return _backward(grad, x, field if scheme.scope else None, grid, size, scheme, (field.shape[2], field.shape[3]))
+    scoped = field if scheme.scope else None
+    predicted = (field.shape[2], field.shape[3])
+    return _backward(grad, x, scoped, grid, size, scheme, predicted, of_x_too=of_x_too)
 
 
 def _like(out: Tensor, x: Tensor) -> Tensor:
@@ -264,9 +270,12 @@ class _Upsample(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, field, init_pos, grid = ctx.saved_tensors
         size, factors, scheme, predicted = ctx.how
+        of_x_too = ctx.needs_input_grad[0]
         if grid is None:
-            return *_backward_of_field(grad, x, field, size, factors, scheme, init_pos), None, None, None, None
-        return *_backward(grad, x, None, grid, size, scheme, predicted), None, None, None, None
+            found = _backward_of_field(grad, x, field, size, factors, scheme, init_pos, of_x_too=of_x_too)
+        else:
+            found = _backward(grad, x, None, grid, size, scheme, predicted, of_x_too=of_x_too)
+        return *found, None, None, None, None
 
 
 # -- the operator that compiled code sees ---------------------------------------------------------------------------------
@@ -301,8 +310,9 @@ def _run(x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, factors: 
 
 def _run_backward(
     grad: Tensor, x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, factors: Any, *scheme: Any
-) -> tuple[Tensor, Tensor]:
-    of_x, of_field = _backward_of_field(grad, x, field, *_pairs(size, factors), _scheme(*scheme), init_pos)
+) -> tuple[Tensor | None, Tensor]:
+    how = (*_pairs(size, factors), _scheme(*scheme), init_pos)
+    of_x, of_field = _backward_of_field(grad, x, field, *how, of_x_too=True)
     return of_x, of_field.contiguous()
 
 
