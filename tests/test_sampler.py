@@ -68,6 +68,29 @@ def test_every_way_gives_the_same_output_and_gradients(
             assert (one - other).abs().max() <= 2e-4 * scale, (name, index)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("style", "dyscope"), VARIANTS)
+@pytest.mark.parametrize("channels", [32, 96, 80, 128])
+def test_groups_read_in_parts_are_the_groups(
+    channels: int, style: str, dyscope: bool, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = trained(style, dyscope, channels, mode=mode)
+    x = torch.randn(2, channels, 9, 11)
+    whole = gradients(module, x, {})
+    monkeypatch.setattr(sampler, "_LARGE", 0)
+    scheme = Scheme(4, (2, 2), dyscope, module.base)
+    assert (sampler._parts(x, scheme, 16), sampler._parts(x, scheme, 8)) == {
+        32: (1, 1),
+        96: (1, 3),
+        80: (1, 2),
+        128: (2, 4),
+    }[channels]
+    parts = gradients(module, x, {})
+    assert torch.equal(parts[0], whole[0])
+    for one, other in zip(parts, whole, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
 @pytest.mark.parametrize("how", CALLS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_gathering_reads_what_grid_sample_reads(dtype: torch.dtype, how: dict[str, Any]) -> None:
@@ -170,6 +193,18 @@ def test_positions_kept_in_one_mode_serve_in_another() -> None:
     assert module.offset.weight.grad is not None
     assert type(out) is Tensor
     assert not out.is_inference()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")
+def test_a_trace_serves_at_other_sizes() -> None:
+    """Positions of the size it was traced at, kept from a run before, must not become constants of it."""
+    module = trained("lp", True).eval()
+    x, other = torch.randn(1, 64, 8, 9), torch.randn(1, 64, 13, 7)
+    with torch.no_grad():
+        module(x)
+        traced = torch.jit.trace(module, x, check_trace=False)
+        assert torch.allclose(traced(x), module(x), atol=1e-5)
+        assert torch.allclose(traced(other), module(other), atol=1e-5)
 
 
 def test_a_map_changed_in_place_before_the_backward_pass_is_noticed() -> None:
