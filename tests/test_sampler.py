@@ -197,7 +197,7 @@ def test_positions_kept_in_one_mode_serve_in_another() -> None:
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")
 def test_a_trace_serves_at_other_sizes() -> None:
-    """Positions of the size it was traced at, kept from a run before, must not become constants of it."""
+    """Positions of the size it was traced at must not become constants of it."""
     module = trained("lp", True).eval()
     x, other = torch.randn(1, 64, 8, 9), torch.randn(1, 64, 13, 7)
     with torch.no_grad():
