@@ -207,6 +207,20 @@ def test_a_trace_serves_at_other_sizes() -> None:
         assert torch.allclose(traced(other), module(other), atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_next_layer_may_work_in_place(frozen: bool, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    module = trained("lp", True).requires_grad_(not frozen)
+    x = torch.randn(2, 64, 32, 32, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    out = module(x)
+    expected = torch.autograd.grad(out.relu().square().sum(), x)[0]
+    out = module(x)
+    assert out.is_contiguous(memory_format=layout)
+    out.relu_()
+    assert torch.equal(torch.autograd.grad(out.square().sum(), x)[0], expected)
+
+
 def test_a_map_changed_in_place_before_the_backward_pass_is_noticed() -> None:
     module = trained("lp", False)
     x = torch.randn(1, 64, 8, 8, dtype=torch.bfloat16, requires_grad=True) * 1

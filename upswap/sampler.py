@@ -293,7 +293,9 @@ class _Upsample(torch.autograd.Function):
             ctx.save_for_backward(x, field, init_pos, None)
         else:  # as large as the field, and all that the backward pass needs
             ctx.save_for_backward(x, None, None, grid)
-        return _forward(x, field, size, factors, scheme, init_pos) if grid is None else _read(x, grid, scheme)
+        out = _forward(x, field, size, factors, scheme, init_pos) if grid is None else _read(x, grid, scheme)
+        # autograd lets nobody change a view in place that was made in here: the same tensor, and no view.
+        return out.new_empty(0).set_(out) if out._is_view() else out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
