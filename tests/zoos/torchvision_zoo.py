@@ -292,7 +292,7 @@ HOSTS: dict[str, tuple[Callable[[], nn.Module], Mapping[str, str]]] = {
     "fasterrcnn_resnet101_fpn": (lambda: detection.FasterRCNN(resnet101(), 91, **PAPER), {**IMAGE, **fpn(4)}),
     "maskrcnn_resnet101_fpn": (lambda: detection.MaskRCNN(resnet101(), 91, **PAPER), MASK),
 }
-PAPER_CASES = [
+CASES += [
     Case(
         "torchvision",
         name,

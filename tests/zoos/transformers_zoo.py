@@ -275,11 +275,6 @@ DEPTH_ANYTHING_SMALL: Settings = {
 PAPER_CASES: list[Case] = [
     case("segformer-b1", "SegformerForSemanticSegmentation", SEGFORMER_B1, SEGFORMER_SITES),
     case(
-        "maskformer-swin-b", "MaskFormerForInstanceSegmentation",
-        {"backbone_config": SWIN_B, "decoder_config": {"model_type": "detr"}, "num_labels": 150},
-        MASKFORMER_SITES, sizes=MEDIUM, tested=False,
-    ),
-    case(
         "depth-anything-small", "DepthAnythingForDepthEstimation", DEPTH_ANYTHING_SMALL,
         {"backbone.embeddings": "parameter", **DPT_NECK, "head": SOURCE}, sizes=PATCHES_14,
     ),
@@ -290,11 +285,12 @@ PAPER_CASES: list[Case] = [
     ),
 ]  # fmt: skip
 
-#: As the base one, wider; for the coverage command alone.
-CASES.append(
+#: As the tiny one in the tests, wider and deeper; for the coverage command alone.
+CASES += [
     case(
-        "maskformer-swin-l", "MaskFormerForInstanceSegmentation",
-        {"backbone_config": SWIN_L, "decoder_config": {"model_type": "detr"}, "num_labels": 150},
+        name, "MaskFormerForInstanceSegmentation",
+        {"backbone_config": backbone, "decoder_config": {"model_type": "detr"}, "num_labels": 150},
         MASKFORMER_SITES, sizes=MEDIUM, tested=False,
     )
-)  # fmt: skip
+    for name, backbone in (("maskformer-swin-b", SWIN_B), ("maskformer-swin-l", SWIN_L))
+]  # fmt: skip
