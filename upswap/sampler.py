@@ -295,7 +295,11 @@ class _Upsample(torch.autograd.Function):
             ctx.save_for_backward(x, None, None, grid)
         out = _forward(x, field, size, factors, scheme, init_pos) if grid is None else _read(x, grid, scheme)
         # autograd lets nobody change a view in place that was made in here: the same tensor, and no view.
-        return out.new_empty(0).set_(out) if out._is_view() else out
+        return (
+            out.new_empty(0).set_(out.untyped_storage(), out.storage_offset(), out.shape, out.stride())
+            if out._is_view()
+            else out
+        )
 
     @staticmethod
     @torch.autograd.function.once_differentiable
