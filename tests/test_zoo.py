@@ -390,9 +390,7 @@ def test_killed_and_run_again(place: Path) -> None:
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place: Path) -> None:
-    # One is done soon, and the others not before the interrupt comes, on a busy machine too.
-    slow = ("make?name=m0", *(f"make?name=m{index}&seconds=4" for index in range(1, 5)))
-    command = ["list", listing(place, *slow), "-o", "out", "--jobs", "2"]
+    command = ["list", listing(place, *SLOW), "-o", "out", "--jobs", "2"]
     process = start(place, *command)
     until(lambda: len(rows(place / "out")) >= 1)
     others = descendants(process)
