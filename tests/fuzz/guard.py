@@ -156,7 +156,7 @@ def watched(load: Callable[[Path], Any], path: Path, watch: Watch) -> Outcome:
         wrong = f"took {seconds:.1f} s"
     elif not wrong and megabytes > MEGABYTES:
         wrong = f"took {megabytes:.0f} MB"
-    left = [str(other) for other in (path if path.is_dir() else path.parent).parent.rglob("*.tmp")]
+    left = [str(other) for other in path.parent.rglob("*.tmp")]
     return Outcome(ended, wrong or "; ".join(left), seconds, megabytes)
 
 
