@@ -23,9 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import upswap
-from upswap.examples import images_of
 from upswap.flow import tensors_in
 from upswap.inputs import Inputs, copied, map_tensors
+from upswap.variations import images_of
 from zoos.case import Arguments, Case
 
 Given = torch.Tensor | Arguments

@@ -11,9 +11,10 @@ from torch import nn
 
 import checks
 from upswap import InputError
-from upswap.examples import candidates, enlarged, example_inputs_for, training_inputs
+from upswap.examples import candidates, example_inputs_for
 from upswap.inputs import Inputs, as_inputs, build, describe, map_tensors
 from upswap.probe import first_that_runs, observe
+from upswap.variations import enlarged, training_inputs
 
 X = torch.zeros(1, 3, 4, 4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from upswap import sampler
 from upswap.dysample import DySample
 from upswap.gather import gather, prefers
-from upswap.sampling import Mapping, Scheme
+from upswap.sampling import Mapping, Reading, Scheme
 
 VARIANTS = [("lp", False), ("lp", True), ("pl", False), ("pl", True)]
 CALLS: list[dict[str, Any]] = [{}, {"size": (37, 41)}, {"scale_factor": (2.0, 2.5)}]
@@ -35,6 +36,13 @@ def gradients(module: nn.Module, x: Tensor, how: dict[str, Any]) -> tuple[Tensor
     return out.detach(), *torch.autograd.grad((out * weights).sum(), [x, *module.parameters()])
 
 
+def operator(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
+    """`sampler.upsample` as compiled code has it."""
+    how = reading.size, reading.factors, *sampler._flat(reading.scheme)
+    out: Tensor = sampler._operator(x, field, reading.init_pos, *how)
+    return out
+
+
 @pytest.mark.parametrize("how", CALLS, ids=str)
 @pytest.mark.parametrize("mode", ["bilinear", "nearest", "nearest-exact", "bicubic"])
 @pytest.mark.parametrize(("style", "dyscope"), VARIANTS)
@@ -49,18 +57,9 @@ def test_every_way_gives_the_same_output_and_gradients(
         "channels_last": gradients(module, x.contiguous(memory_format=torch.channels_last), how),
     }
     assert ways["channels_last"][0].is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(
-        sampler,
-        "upsample",
-        lambda x, field, size, factors, scheme, init_pos=None: sampler._operator(
-            x, field, init_pos, size, factors, *sampler._flat(scheme)
-        ),
-    )
-    monkeypatch.setattr("upswap.dysample.upsample", sampler.upsample)
+    monkeypatch.setattr("upswap.dysample.upsample", operator)
     ways["operator"] = gradients(module, x, how)
-    monkeypatch.setattr(
-        "upswap.dysample.upsample", lambda *args: sampler._forward(*args, plain=True) if len(args) == 6 else None
-    )
+    monkeypatch.setattr("upswap.dysample.upsample", partial(sampler._forward, plain=True))
     expected = gradients(module, x, how)
     for name, got in ways.items():
         for index, (one, other) in enumerate(zip(got, expected, strict=True)):
@@ -196,13 +195,14 @@ def test_positions_kept_in_one_mode_serve_in_another() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")
-def test_a_trace_serves_at_other_sizes() -> None:
-    """Positions of the size it was traced at must not become constants of it."""
+def test_a_trace_serves_at_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions of the size it was traced at must not become constants of it, nor what is traced be kept."""
+    monkeypatch.setattr(sampler, "_KEPT", {})
     module = trained("lp", True).eval()
     x, other = torch.randn(1, 64, 8, 9), torch.randn(1, 64, 13, 7)
     with torch.no_grad():
-        module(x)
         traced = torch.jit.trace(module, x, check_trace=False)
+        assert not sampler._KEPT
         assert torch.allclose(traced(x), module(x), atol=1e-5)
         assert torch.allclose(traced(other), module(other), atol=1e-5)
 
@@ -230,7 +230,8 @@ def test_a_map_changed_in_place_before_the_backward_pass_is_noticed() -> None:
         out.sum().backward()
 
 
-def test_transforms_of_torch_func() -> None:
+def test_transforms_of_torch_func(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "_KEPT", {})
     module = trained("lp", True, channels=8)
     parameters = dict(module.named_parameters())
     x = torch.randn(3, 2, 8, 6, 7)
@@ -239,6 +240,7 @@ def test_transforms_of_torch_func() -> None:
         return torch.func.functional_call(module, parameters, (x,)).square().mean()
 
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    assert not sampler._KEPT
     for index, one in enumerate(x):
         expected = torch.autograd.grad(module(one).square().mean(), list(parameters.values()))
         for name, gradient in zip(parameters, expected, strict=True):

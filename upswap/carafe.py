@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import sampling
-from .dysample_options import check_choice, pair, plain, positive_int, scale_pair, whole
+from .arguments import check_choice, plain, positive_int, scale_pair, target
 from .errors import OptionError, ShapeError
 from .sampling import Mode, Pair
 
@@ -138,32 +138,18 @@ class CARAFE(nn.Module):
                 f"CARAFE expects a floating-point input of shape (B, {self.channels}, H, W), got {tuple(x.shape)} "
                 f"of {x.dtype}"
             )
-        target, smaller = self._target(x, size, scale_factor)
+        shape, _, smaller = target(x, size, scale_factor, self.scale)
         if smaller:
-            align_corners = self.align_corners if self.mode in ("bilinear", "bicubic") else None
-            return F.interpolate(x, size, scale_factor, self.mode, align_corners)
-        return self._upsample(x, self.content_encoder(self.channel_compressor(x)), target)
+            return sampling.Mapping(self.mode, self.align_corners).resize(x, size, scale_factor)
+        return self._upsample(x, self.content_encoder(self.channel_compressor(x)), shape)
 
-    def _target(
-        self, x: Tensor, size: int | Sequence[int] | None, scale_factor: float | Sequence[float] | None
-    ) -> tuple[Pair, bool]:
-        """The output's (h, w), and whether that is smaller than `x` along an axis."""
-        if size is None:
-            factors = self.scale if scale_factor is None else pair("scale_factor", scale_factor)
-            # Factors are plain numbers: asking them puts no guard on sizes into a compiled graph.
-            return sampling.scaled_size((x.shape[2], x.shape[3]), factors), min(factors) < 1
-        if scale_factor is not None:
-            raise OptionError("give size or scale_factor, not both")
-        height, width = (whole(n) for n in pair("size", size))
-        return (height, width), height < x.shape[2] or width < x.shape[3]
-
-    def _upsample(self, x: Tensor, logits: Tensor, target: Pair) -> Tensor:
-        """`x` (B, C, H, W) at `target` size, by kernels from `logits` (B, k^2 * sv * sh, H, W)."""
+    def _upsample(self, x: Tensor, logits: Tensor, size: Pair) -> Tensor:
+        """`x` (B, C, H, W) at `size`, by kernels from `logits` (B, k^2 * sv * sh, H, W)."""
         dtype = sampling.compute_dtype(x.dtype)
         vertical, horizontal = self.kernel_scale
         field = sampling.shuffle(logits.to(dtype), self.kernel_scale)
-        if not sampling.known_equal(target, (vertical * x.shape[2], horizontal * x.shape[3])):
-            field = F.interpolate(field, size=target, mode="bilinear", align_corners=False)
+        if not sampling.known_equal(size, (vertical * x.shape[2], horizontal * x.shape[3])):
+            field = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
         out = reassemble(x.to(dtype), field.permute(0, 2, 3, 1).softmax(dim=-1))
         layout = torch.channels_last if sampling.is_channels_last(x) else torch.contiguous_format
         return out.to(x.dtype).contiguous(memory_format=layout)

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import sampling
-from .dysample_options import check_choice, pair, plain, positive_int, scale_pair, whole
+from .arguments import check_choice, plain, positive_int, scale_pair, target
 from .errors import OptionError, ShapeError
 from .sampler import upsample
-from .sampling import Mapping, Mode, Pair, Ratio, Scheme
+from .sampling import Mapping, Mode, Pair, Ratio, Reading, Scheme
 from .wide import pointwise
 
 Style = Literal["lp", "pl"]
@@ -200,19 +199,18 @@ class DySample(nn.Module):
             OptionError: both size and scale_factor are given, or one of them is not one value or a pair.
         """
         self._check_input(x)
-        target, factors = self._target(x, size, scale_factor)
-        # Factors are plain numbers: asking them, where they are given, puts no guard on sizes into a compiled graph.
-        if (target[0] < x.shape[2] or target[1] < x.shape[3]) if factors is None else min(factors) < 1:
-            return self._original_resize(x, size, scale_factor)
+        shape, factors, smaller = target(x, size, scale_factor, self.scale)
+        if smaller:
+            return Mapping(self.mode, self.align_corners).resize(x, size, scale_factor)
         device_type = x.device.type
         # Entered only where needed, so that an exported graph has no autocast region in it.
         if device_type != "meta" and torch.is_autocast_enabled(device_type):
             with torch.autocast(device_type, enabled=False):
-                return self._upsample(x, target, factors)
-        return self._upsample(x, target, factors)
+                return self._upsample(x, shape, factors)
+        return self._upsample(x, shape, factors)
 
-    def _upsample(self, x: Tensor, target: Pair, factors: Ratio | None) -> Tensor:
-        """Sample `x` (B, C, H, W) at `target` size, computing in full precision throughout."""
+    def _upsample(self, x: Tensor, size: Pair, factors: Ratio | None) -> Tensor:
+        """Sample `x` (B, C, H, W) at `size`, computing in full precision throughout."""
         scheme = Scheme(
             self.groups, self.offset_scale, self.scope is not None, self.base, torch.compiler.is_compiling()
         )
@@ -221,9 +219,9 @@ class DySample(nn.Module):
         # used. In float32 torch's own formula is nearer to the original resize on wide maps.
         if x.dtype == torch.float64 and self._reads_init_pos() and factors in (None, self.scale):
             vertical, horizontal = self.offset_scale
-            if sampling.known_equal(target, (vertical * x.shape[2], horizontal * x.shape[3])):
+            if sampling.known_equal(size, (vertical * x.shape[2], horizontal * x.shape[3])):
                 init_pos = self.init_pos
-        return upsample(x, self._field(x), target, factors, scheme, init_pos)
+        return upsample(x, self._field(x), Reading(size, factors, scheme, init_pos))
 
     def _reads_init_pos(self) -> bool:
         """Whether `init_pos` says what the base grid is: it exists, and is not the constant 0 of the nearest family."""
@@ -262,24 +260,6 @@ class DySample(nn.Module):
         # A 1x1 convolution over the sub-pixels stacked along the height: shuffling there and back is no work.
         stacked = x.contiguous().view(batch, channels // sub_pixels, sub_pixels * height, width)
         return pointwise(stacked, weight, bias).view(batch, -1, height, width)
-
-    def _target(
-        self, x: Tensor, size: int | Sequence[int] | None, scale_factor: float | Sequence[float] | None
-    ) -> tuple[Pair, Ratio | None]:
-        """The output's (h, w), and the scale factors it came from where it did not come from a size."""
-        if size is not None:
-            if scale_factor is not None:
-                raise OptionError("give size or scale_factor, not both")
-            height, width = (whole(n) for n in pair("size", size))
-            return (height, width), None
-        factors = self.scale if scale_factor is None else pair("scale_factor", scale_factor)
-        return sampling.scaled_size((x.shape[2], x.shape[3]), factors), factors
-
-    def _original_resize(
-        self, x: Tensor, size: int | Sequence[int] | None, scale_factor: float | Sequence[float] | None
-    ) -> Tensor:
-        align_corners = self.align_corners if self.mode in ("bilinear", "bicubic") else None
-        return F.interpolate(x, size, scale_factor, self.mode, align_corners)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:

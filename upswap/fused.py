@@ -13,7 +13,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from .sampling import Pair, Ratio, Scheme
+from .sampling import Reading
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -30,10 +30,9 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def kernels(
-    x: Tensor, field: Tensor, size: Pair, factors: Ratio | None, scheme: Scheme, init_pos: Tensor | None
-) -> ModuleType | None:
+def kernels(x: Tensor, field: Tensor, reading: Reading) -> ModuleType | None:
     """The module whose `forward` and `backward` compute this call, None where torch's functions have to."""
+    size, factors, scheme, init_pos = reading
     if not wanted(x) or init_pos is not None:
         return None
     if (scheme.cells[0] * field.shape[2], scheme.cells[1] * field.shape[3]) != tuple(size):

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn import functional as F
 
+from . import sampling
 from .errors import UpswapWarning
 from .probe import Observation, run_again
 from .routes import Rewriting, child_of
@@ -33,9 +33,8 @@ class _StandIn(nn.Module):
 
     def forward(self, x: torch.Tensor, size: Any = None, scale_factor: Any = None) -> torch.Tensor:
         self.reached = True
-        site = self.site
-        align = site.align_corners if site.mode in ("bilinear", "bicubic") else None
-        return F.interpolate(x, size, scale_factor, site.mode, align)
+        mode: Any = self.site.mode  # of a site to swap, one of `sampling.MODES`
+        return sampling.Mapping(mode, self.site.align_corners).resize(x, size, scale_factor)
 
 
 def has_detours(sites: Sequence[Site]) -> bool:

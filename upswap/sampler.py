@@ -19,7 +19,7 @@ from torch import Tensor
 from . import sampling
 from .fused import kernels, wanted
 from .gather import gather, prefers
-from .sampling import Mapping, Pair, Ratio, Scheme
+from .sampling import Mapping, Pair, Reading, Scheme
 from .wide import plain_functions_wanted
 
 _BORDER = 1  # grid_sampler's number for padding_mode="border"
@@ -30,64 +30,50 @@ _CHANNELS_READ, _CHANNELS_WRITTEN = 16, 8
 _LARGE = 2**14
 
 
-def upsample(
-    x: Tensor, field: Tensor, size: Pair, factors: Ratio | None, scheme: Scheme, init_pos: Tensor | None = None
-) -> Tensor:
-    """Read `x` at the positions of the resize that `scheme` names plus the offsets in `field`.
+def upsample(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
+    """Read `x` at the positions of the resize that `reading` names plus the offsets in `field`.
 
     Args:
         x: (B, C, H, W), floating point, of any memory format.
         field: (B, n * groups * sh * sw, H, W) of `sampling.compute_dtype`, n = 2, or 4 with a scope: raw outputs of the
             convolutions, ordered (offset and scope, axis, group, sub-pixel) with the horizontal axis first.
-        size: the output's (h, w).
-        factors: the scale factors it came from, None where it did not.
-        scheme: how `field` is to be read.
-        init_pos: the module's buffer, where its values are to be used and not the formula.
+        reading: the output's size, and how x and `field` are to be read.
 
     Returns:
         (B, C, h, w), of x's dtype and memory format.
     """
-    if wanted(x) and not torch.compiler.is_exporting() and _is_resized(field, size, scheme):
+    if wanted(x) and not torch.compiler.is_exporting() and _is_resized(field, reading):
         # The kernels take a field of the target's own size.
-        field, scheme = _at_target(field, size, scheme)
+        field, reading = _at_target(field, reading)
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        return _operator(x, field, init_pos, size, factors, *_flat(scheme))
+        return _operator(x, field, reading.init_pos, reading.size, reading.factors, *_flat(reading.scheme))
     if plain_functions_wanted():
-        return _forward(x, field, size, factors, scheme, init_pos, plain=True)
+        return _forward(x, field, reading, plain=True)
     if torch.is_grad_enabled() and (x.requires_grad or field.requires_grad):
-        out: Tensor = _Upsample.apply(x, field, size, factors, scheme, init_pos)
+        out: Tensor = _Upsample.apply(x, field, reading)
         return out
-    return _forward(x, field, size, factors, scheme, init_pos)
+    return _forward(x, field, reading)
 
 
-def _forward(
-    x: Tensor,
-    field: Tensor,
-    size: Pair,
-    factors: Ratio | None,
-    scheme: Scheme,
-    init_pos: Tensor | None,
-    *,
-    plain: bool = False,
-) -> Tensor:
-    if not plain and (fused := kernels(x, field, size, factors, scheme, init_pos)) is not None:
-        out: Tensor = fused.forward(x, field, scheme, factors)
+def _forward(x: Tensor, field: Tensor, reading: Reading, *, plain: bool = False) -> Tensor:
+    scheme = reading.scheme
+    if not plain and (fused := kernels(x, field, reading)) is not None:
+        out: Tensor = fused.forward(x, field, scheme, reading.factors)
         return out
     if not plain and prefers(x, scheme):
-        rows, columns = _base(x, size, factors, scheme, init_pos, normal=False)
+        rows, columns = _base(x, reading, normal=False)
         full = x.to(sampling.compute_dtype(x.dtype))
-        return gather(full, _offsets(field, size, scheme), rows, columns, scheme.gain).to(x.dtype)
-    return _read(x, _grid(x, field, size, factors, scheme, init_pos), scheme, plain=plain)
+        return gather(full, _offsets(field, reading), rows, columns, scheme.gain).to(x.dtype)
+    return _read(x, _grid(x, field, reading), scheme, plain=plain)
 
 
-def _grid(
-    x: Tensor, field: Tensor, size: Pair, factors: Ratio | None, scheme: Scheme, init_pos: Tensor | None
-) -> Tensor:
+def _grid(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
     """Where `grid_sample(align_corners=False)` reads `x`: (B * G, h, w, 2)."""
-    rows, columns = _base(x, size, factors, scheme, init_pos, normal=True)
-    offsets = _offsets(field, size, scheme)
-    horizontal = torch.add(columns, offsets[:, 0], alpha=2 * scheme.gain / x.shape[3])
-    vertical = torch.add(rows.unsqueeze(1), offsets[:, 1], alpha=2 * scheme.gain / x.shape[2])
+    rows, columns = _base(x, reading, normal=True)
+    offsets = _offsets(field, reading)
+    gain = reading.scheme.gain
+    horizontal = torch.add(columns, offsets[:, 0], alpha=2 * gain / x.shape[3])
+    vertical = torch.add(rows.unsqueeze(1), offsets[:, 1], alpha=2 * gain / x.shape[2])
     # A view: only strides say that coordinates come last, and planes are written faster.
     return torch.stack((horizontal, vertical), dim=2).flatten(0, 1).permute(0, 2, 3, 1)
 
@@ -128,13 +114,13 @@ def _backward(
     x: Tensor,
     field: Tensor | None,
     grid: Tensor,
-    size: Pair,
-    scheme: Scheme,
+    reading: Reading,
     predicted: Pair,
     *,
     of_x_too: bool,
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of `x` and of the field, whose H and W are `predicted`; the field's own values matter with a scope."""
+    size, _, scheme, _ = reading
     dtype = sampling.compute_dtype(x.dtype)
     batch, channels, height, width = x.shape
     parts = _parts(x, scheme, _CHANNELS_WRITTEN)
@@ -167,38 +153,29 @@ def _backward(
 
 
 def _backward_of_field(
-    grad: Tensor,
-    x: Tensor,
-    field: Tensor,
-    size: Pair,
-    factors: Ratio | None,
-    scheme: Scheme,
-    init_pos: Tensor | None,
-    *,
-    of_x_too: bool,
+    grad: Tensor, x: Tensor, field: Tensor, reading: Reading, *, of_x_too: bool
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of `x` and `field`, where the grid was not kept."""
-    fused = kernels(x, field, size, factors, scheme, init_pos)
+    scheme, factors = reading.scheme, reading.factors
+    fused = kernels(x, field, reading)
     if fused is not None:
         deterministic = torch.are_deterministic_algorithms_enabled()
         of_x, of_field = fused.backward(
             grad, x, field, scheme, factors, deterministic=deterministic, needs=(of_x_too, True)
         )
         return of_x, of_field
-    grid = _grid(x, field, size, factors, scheme, init_pos)
-    scoped = field if scheme.scope else None
+    grid = _grid(x, field, reading)
     predicted = (field.shape[2], field.shape[3])
-    return _backward(grad, x, scoped, grid, size, scheme, predicted, of_x_too=of_x_too)
+    return _backward(grad, x, field if scheme.scope else None, grid, reading, predicted, of_x_too=of_x_too)
 
 
 def _like(out: Tensor, x: Tensor) -> Tensor:
     return out.contiguous(memory_format=torch.channels_last) if sampling.is_channels_last(x) else out
 
 
-def _base(
-    x: Tensor, size: Pair, factors: Ratio | None, scheme: Scheme, init_pos: Tensor | None, *, normal: bool
-) -> tuple[Tensor, Tensor]:
+def _base(x: Tensor, reading: Reading, *, normal: bool) -> tuple[Tensor, Tensor]:
     """Positions the resize itself reads, (h,) and (w,): in source pixels, or `normal`, as `grid_sample` takes them."""
+    size, factors, scheme, init_pos = reading
     dtype = sampling.compute_dtype(x.dtype)
     if init_pos is not None:
         per_pixel = init_pos.to(dtype).view(2, scheme.groups, *scheme.cells)[:, 0]
@@ -253,11 +230,12 @@ _KEPT: dict[tuple[Any, ...], Tensor] = {}
 _MOST_KEPT = 256
 
 
-def _offsets(field: Tensor, size: Pair, scheme: Scheme) -> Tensor:
+def _offsets(field: Tensor, reading: Reading) -> Tensor:
     """Offsets before their constant gain, in source pixels: (B, 2, G, h, w), horizontal first."""
+    size, scheme = reading.size, reading.scheme
     if scheme.scope:
         field = F.glu(field, dim=1)  # offset * sigmoid(scope)
-    resized = _is_resized(field, size, scheme)
+    resized = _is_resized(field, reading)
     offsets = sampling.shuffle(field, scheme.cells)
     if resized:
         # Offsets are in source pixels at any resolution: their values stay.
@@ -265,35 +243,33 @@ def _offsets(field: Tensor, size: Pair, scheme: Scheme) -> Tensor:
     return offsets.view(field.shape[0], 2, scheme.groups, *size)
 
 
-def _is_resized(field: Tensor, size: Pair, scheme: Scheme) -> bool:
+def _is_resized(field: Tensor, reading: Reading) -> bool:
     """Whether offsets are predicted at another resolution than that of the output."""
-    predicted = (scheme.cells[0] * field.shape[2], scheme.cells[1] * field.shape[3])
-    return not sampling.known_equal(size, predicted)
+    vertical, horizontal = reading.scheme.cells
+    return not sampling.known_equal(reading.size, (vertical * field.shape[2], horizontal * field.shape[3]))
 
 
-def _at_target(field: Tensor, size: Pair, scheme: Scheme) -> tuple[Tensor, Scheme]:
-    """A field of `size`, one pixel for every output pixel, that is read as `field` is."""
-    plain = scheme._replace(cells=(1, 1), scope=False)
-    offsets = _offsets(field, size, scheme).flatten(1, 2)
-    return offsets if plain.gain == scheme.gain else offsets * (scheme.gain / plain.gain), plain
+def _at_target(field: Tensor, reading: Reading) -> tuple[Tensor, Reading]:
+    """A field with one pixel for every output pixel, that is read as `field` is."""
+    plain = reading.scheme._replace(cells=(1, 1), scope=False)
+    offsets, gain = _offsets(field, reading).flatten(1, 2), reading.scheme.gain
+    return offsets if plain.gain == gain else offsets * (gain / plain.gain), reading._replace(scheme=plain)
 
 
 class _Upsample(torch.autograd.Function):
     """`upsample` in eager mode, where a gradient is wanted."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, field: Tensor, size: Pair, factors: Ratio | None, scheme: Scheme, init_pos: Tensor | None
-    ) -> Tensor:
-        ctx.how = size, factors, scheme, (field.shape[2], field.shape[3])
-        fused = kernels(x, field, size, factors, scheme, init_pos)
-        with_grid = fused is None and not prefers(x, scheme)
-        grid = _grid(x, field, size, factors, scheme, init_pos) if with_grid else None
+    def forward(ctx: Any, x: Tensor, field: Tensor, reading: Reading) -> Tensor:
+        ctx.reading, ctx.predicted = reading, (field.shape[2], field.shape[3])
+        scheme = reading.scheme
+        with_grid = kernels(x, field, reading) is None and not prefers(x, scheme)
+        grid = _grid(x, field, reading) if with_grid else None
         if grid is None or scheme.scope or grid.numel() > field.numel():
-            ctx.save_for_backward(x, field, init_pos, None)
+            ctx.save_for_backward(x, field, None)
         else:  # as large as the field, and all that the backward pass needs
-            ctx.save_for_backward(x, None, None, grid)
-        out = _forward(x, field, size, factors, scheme, init_pos) if grid is None else _read(x, grid, scheme)
+            ctx.save_for_backward(x, None, grid)
+        out = _forward(x, field, reading) if grid is None else _read(x, grid, scheme)
         # autograd lets nobody change a view in place that was made in here: the same tensor, and no view.
         return (
             out.new_empty(0).set_(out.untyped_storage(), out.storage_offset(), out.shape, out.stride())
@@ -304,14 +280,11 @@ class _Upsample(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, field, init_pos, grid = ctx.saved_tensors
-        size, factors, scheme, predicted = ctx.how
+        x, field, grid = ctx.saved_tensors
         of_x_too = ctx.needs_input_grad[0]
         if grid is None:
-            found = _backward_of_field(grad, x, field, size, factors, scheme, init_pos, of_x_too=of_x_too)
-        else:
-            found = _backward(grad, x, None, grid, size, scheme, predicted, of_x_too=of_x_too)
-        return *found, None, None, None, None
+            return *_backward_of_field(grad, x, field, ctx.reading, of_x_too=of_x_too), None
+        return *_backward(grad, x, None, grid, ctx.reading, ctx.predicted, of_x_too=of_x_too), None
 
 
 # -- the operator that compiled code sees ---------------------------------------------------------------------------------
@@ -332,23 +305,27 @@ def _flat(scheme: Scheme) -> tuple[int, Pair, bool, str, bool, bool]:
     return scheme.groups, scheme.cells, scheme.scope, *scheme.mapping, scheme.decomposed
 
 
-def _scheme(groups: int, cells: Sequence[int], scope: bool, mode: Any, align_corners: bool, decomposed: bool) -> Scheme:
-    return Scheme(groups, (cells[0], cells[1]), scope, Mapping(mode, align_corners), decomposed)
+def _reading(
+    init_pos: Tensor | None,
+    size: Sequence[int],
+    factors: Sequence[float] | None,
+    groups: int,
+    cells: Sequence[int],
+    scope: bool,
+    mode: Any,
+    align_corners: bool,
+    decomposed: bool,
+) -> Reading:
+    scheme = Scheme(groups, (cells[0], cells[1]), scope, Mapping(mode, align_corners), decomposed)
+    return Reading((size[0], size[1]), None if factors is None else (factors[0], factors[1]), scheme, init_pos)
 
 
-def _pairs(size: Sequence[int], factors: Sequence[float] | None) -> tuple[Pair, Ratio | None]:
-    return (size[0], size[1]), None if factors is None else (factors[0], factors[1])
+def _run(x: Tensor, field: Tensor, *how: Any) -> Tensor:
+    return _forward(x, field, _reading(*how))
 
 
-def _run(x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, factors: Any, *scheme: Any) -> Tensor:
-    return _forward(x, field, *_pairs(size, factors), _scheme(*scheme), init_pos)
-
-
-def _run_backward(
-    grad: Tensor, x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, factors: Any, *scheme: Any
-) -> tuple[Tensor | None, Tensor]:
-    how = (*_pairs(size, factors), _scheme(*scheme), init_pos)
-    of_x, of_field = _backward_of_field(grad, x, field, *how, of_x_too=True)
+def _run_backward(grad: Tensor, x: Tensor, field: Tensor, *how: Any) -> tuple[Tensor | None, Tensor]:
+    of_x, of_field = _backward_of_field(grad, x, field, _reading(*how), of_x_too=True)
     return of_x, of_field.contiguous()
 
 

@@ -22,9 +22,11 @@ to half a pixel wherever the first or last row has an offset pointing inwards.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Mode = Literal["nearest", "nearest-exact", "area", "bilinear", "bicubic"]
@@ -61,6 +63,13 @@ class Mapping(NamedTuple):
         """The mapping in words, for messages."""
         return f"{self.mode}, align_corners=True" if self.align_corners else self.mode
 
+    def resize(
+        self, x: Tensor, size: int | Sequence[int] | None, scale_factor: float | Sequence[float] | None = None
+    ) -> Tensor:
+        """The resize itself, of `x` (B, C, H, W); the arguments are those of `F.interpolate`."""
+        align_corners = self.align_corners if self.mode in ("bilinear", "bicubic") else None
+        return F.interpolate(x, size, scale_factor, self.mode, align_corners)
+
 
 class Scheme(NamedTuple):
     """How the raw outputs of a DySample's convolutions, a field, are read."""
@@ -80,6 +89,19 @@ class Scheme(NamedTuple):
     def gain(self) -> float:
         """The constant part of the scope, in source pixels: the paper's static 0.25, or 0.5 * sigmoid(scope)."""
         return 0.5 if self.scope else 0.25
+
+
+class Reading(NamedTuple):
+    """All that says where a call reads its input, but for the field."""
+
+    size: Pair
+    """The output's (h, w)."""
+    factors: Ratio | None
+    """The scale factors it came from, None where it did not."""
+    scheme: Scheme
+    """How the field is to be read."""
+    init_pos: Tensor | None = None
+    """The module's buffer, where its values are to be used and not the formula."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

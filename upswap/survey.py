@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .errors import InputError, RewriteError
-from .examples import candidates, enlarged, training_inputs
+from .examples import candidates
 from .inputs import Inputs, as_inputs
 from .locate import locate
 from .probe import Call, ModelFailed, Observation, first_that_runs, observe
@@ -17,6 +17,7 @@ from .sites import Location, Site
 from .source import asks_for_shapes
 from .trail import Hop, Place
 from .training import training_matters
+from .variations import enlarged, training_inputs
 
 _UPSAMPLE_MODULES = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 #: Layers that make a map larger with weights of their own; a model without resize calls has these.

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from . import examples as _examples
+from . import variations as _variations
 from .errors import InputError, VerificationError
 from .flow import tensors_in
 from .inputs import Inputs, as_inputs
@@ -183,7 +184,7 @@ def _chosen(model: nn.Module, example_inputs: Any, sizes: Sequence[Any] | None) 
     else:
         first = first_that_runs(model, _examples.candidates(model)).inputs
     yield first
-    second = _examples.enlarged(first)
+    second = _variations.enlarged(first)
     if [tensor.shape for tensor in second.tensors()] == [tensor.shape for tensor in first.tensors()]:
         return
     with contextlib.suppress(InputError):  # the model takes one size only

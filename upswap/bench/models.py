@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from .. import api, flops
 from ..errors import InputError
-from ..examples import candidates, images_of
+from ..examples import candidates
 from ..flow import tensors_in
 from ..inputs import Inputs
 from ..probe import first_that_runs
 from ..rewrite import is_patched
+from ..variations import images_of
 from . import meters
 from .clock import interleaved, ratio
 from .setting import LAYOUTS, TRAINING, problem_of, set_threads

@@ -1,16 +1,17 @@
-"""Checks and normal forms of what a user gives a DySample: each returns the value it will use or says what it takes."""
+"""Checks and normal forms of what a user gives an upsampler: each returns the value it will use or says what it takes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from .errors import OptionError
-from .sampling import Ratio
+from .sampling import Pair, Ratio, scaled_size
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -62,6 +63,33 @@ def whole(n: object) -> int:
     if isinstance(n, Integral):
         return int(n)
     raise OptionError(f"size must be an int or a pair of ints, got {n!r}")
+
+
+class Target(NamedTuple):
+    """What a call of an upsampler is to give."""
+
+    size: Pair
+    """The output's (h, w)."""
+    factors: Ratio | None
+    """The scale factors it came from, None where it did not."""
+    smaller: bool
+    """Whether that is smaller than the input along an axis."""
+
+
+def target(x: Tensor, size: Any, scale_factor: Any, scale: Ratio) -> Target:
+    """What `size` and `scale_factor`, as `F.interpolate` takes them, or else `scale`, ask for `x` (B, C, H, W).
+
+    Raises:
+        OptionError: both size and scale_factor are given, or one of them is not one value or a pair.
+    """
+    if size is None:
+        factors = scale if scale_factor is None else pair("scale_factor", scale_factor)
+        # Factors are plain numbers: asking them, where they are given, puts no guard on sizes into a compiled graph.
+        return Target(scaled_size((x.shape[2], x.shape[3]), factors), factors, min(factors) < 1)
+    if scale_factor is not None:
+        raise OptionError("give size or scale_factor, not both")
+    height, width = (whole(n) for n in pair("size", size))
+    return Target((height, width), None, bool(height < x.shape[2] or width < x.shape[3]))
 
 
 def plain(scale: Ratio) -> str:
