@@ -42,7 +42,13 @@ def test_a_patched_model_comes_back(arch: str, suffix: str, tmp_path: Path) -> N
     assert_same(upswap.unpatch(again), original)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "mit_b0", "efficientnet-b0", "tu-convnext_atto"])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "resnet18",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mit_b0", "efficientnet-b0", "tu-convnext_atto")),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Encoder does not have prefix tokens")  # SMP's DPT, on convolutional encoders
 def test_whole_models_of_every_architecture_are_admitted(encoder: str, tmp_path: Path) -> None:
     loaded = 0

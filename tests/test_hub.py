@@ -168,7 +168,13 @@ def test_models_of_smp(name: str, tmp_path: Path) -> None:
     check_round_trip(model, IMAGES[:, :1] if name == "unet-timm" else IMAGES, tmp_path)
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("upernet-swin", "rt-detr-v2") else ())
+        for name in TRANSFORMERS
+    ],
+)
 def test_models_of_transformers(name: str, tmp_path: Path) -> None:
     check_round_trip(*of_the_zoo(name), tmp_path)
 

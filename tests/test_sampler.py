@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -111,6 +113,22 @@ def test_gathering_stays_inside_at_the_last_pixel_and_far_outside() -> None:
     offsets = torch.tensor([[99.0, 0.0, -99.0], [99.0, 0.0, -99.0]]).view(1, 2, 1, 1, 3)
     out = gather(x, offsets, torch.tensor([1.0]), torch.tensor([2.0, 2.0, 2.0]), 1.0)
     assert out[0, :, 0].tolist() == [[5.0, 5.0, 0.0]] * 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (2, 2)])
+def test_gathering_from_a_line_and_at_no_number(size: tuple[int, int]) -> None:
+    """A map one pixel wide has no neighbours to the right; an offset that is NaN reads nothing outside, and gives NaN."""
+    x = torch.arange(1.0 + size[0] * size[1])[1:].view(1, 1, *size).contiguous(memory_format=torch.channels_last)
+    offsets = torch.tensor([[[-0.25, 0.0], [0.5, 9.0]], [[-9.0, 0.25], [0.5, 0.0]]]).view(1, 2, 1, 2, 2)
+    base = torch.tensor([0.0, 1.0])
+    grid = torch.stack((base + offsets[0, 0, 0], base.view(2, 1) + offsets[0, 1, 0]), dim=-1)
+    grid = (2 * grid + 1) / torch.tensor([size[1], size[0]]) - 1
+    expected = F.grid_sample(x.contiguous(), grid.unsqueeze(0), padding_mode="border", align_corners=False)
+    assert torch.allclose(gather(x, offsets, base, base, 1.0), expected)
+    offsets[..., 1, 1] = math.nan
+    out = gather(x, offsets, base, base, 1.0)
+    assert out[..., 1, 1].isnan().all()
+    assert torch.allclose(out[..., 0, :], expected[..., 0, :])
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -112,8 +114,23 @@ CASES = [
     *((arch, FIXED_SIZE) for arch in ("Unet", "PSPNet", "UPerNet")),
     ("DPT", "tu-vit_tiny_patch16_224"),
 ]
+#: The decoders are what is rewritten: each with one encoder, and each encoder with some of them.
+QUICK = {
+    *((arch, "resnet18") for arch in EXPECTED),
+    ("Unet", "mit_b0"),
+    ("Segformer", "mit_b0"),
+    ("FPN", "efficientnet-b0"),
+    ("UnetPlusPlus", "tu-convnext_atto"),
+    ("UPerNet", "tu-pvt_v2_b0"),
+    ("DPT", "tu-vit_tiny_patch16_224"),
+}
 NOTHING = [case for case in CASES if not any("=>" in kind for kind in EXPECTED[case[0]].values())]
 FIXED = {FIXED_SIZE: 224, "tu-vit_tiny_patch16_224": 224}
+
+
+def some_slow(cases: Iterable[tuple[str, str]], quick: Collection[tuple[str, str]]) -> list[Any]:
+    """The cases, those that are not quick marked as slow."""
+    return [pytest.param(*case, marks=() if case in quick else pytest.mark.slow) for case in cases]
 
 
 def build(arch: str, encoder: str, **options: object) -> torch.nn.Module:
@@ -140,7 +157,7 @@ def images(encoder: str, arch: str) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize(("arch", "encoder"), CASES)
+@pytest.mark.parametrize(("arch", "encoder"), some_slow(CASES, {*QUICK, *NOTHING, ("UPerNet", FIXED_SIZE)}))
 def test_inspect_gives_the_expected_sites(arch: str, encoder: str) -> None:
     expected = SPECIAL.get((arch, encoder), EXPECTED[arch])
     model = build(arch, encoder)
@@ -154,7 +171,7 @@ def test_inspect_gives_the_expected_sites(arch: str, encoder: str) -> None:
     assert upswap.Plan.from_json(plan.to_json()) == plan
 
 
-@pytest.mark.parametrize(("arch", "encoder"), [case for case in CASES if case not in NOTHING])
+@pytest.mark.parametrize(("arch", "encoder"), some_slow((case for case in CASES if case not in NOTHING), QUICK))
 def test_patched_model(arch: str, encoder: str) -> None:
     original = build(arch, encoder)
     patched = upswap.patch(copy.deepcopy(original))
@@ -181,7 +198,10 @@ MODES = ["nearest", "nearest-exact", "bilinear", "bicubic", "area"]
 
 @pytest.mark.parametrize(
     ("arch", "mode"),
-    [*((arch, mode) for arch in ("Unet", "MAnet", "FPN", "PAN") for mode in MODES), ("UnetPlusPlus", "bicubic")],
+    some_slow(
+        [*((arch, mode) for arch in ("Unet", "MAnet", "FPN", "PAN") for mode in MODES), ("UnetPlusPlus", "bicubic")],
+        {*((arch, mode) for arch in ("Unet", "FPN") for mode in MODES), ("MAnet", "nearest-exact"), ("PAN", "bicubic")},
+    ),
 )
 def test_every_interpolation_mode(arch: str, mode: str) -> None:
     if arch == "FPN" and mode == "bilinear":
@@ -232,7 +252,9 @@ def test_an_auxiliary_head_and_attention() -> None:
     assert labels.shape == (2, 2)
 
 
-@pytest.mark.parametrize("arch", ["Unet", "FPN", "UPerNet", "Segformer"])
+@pytest.mark.parametrize(
+    "arch", ["UPerNet", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("Unet", "FPN", "Segformer"))]
+)
 def test_compiles_and_exports_as_the_original_does(arch: str) -> None:
     original = build(arch, "resnet18")
     patched = upswap.patch(copy.deepcopy(original))

@@ -21,7 +21,6 @@ NO_TRITON = importlib.util.find_spec("triton") is None
 pytestmark = pytest.mark.skipif(NO_TRITON, reason="torch has no triton for this platform")
 
 
-@pytest.mark.slow
 def test_what_they_compute_in_the_interpreter(tmp_path: Path) -> None:
     """In a process of its own: the interpreter has to be chosen before triton is imported, and for all kernels."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(HERE / "triton_cases.py")]

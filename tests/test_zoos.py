@@ -14,6 +14,20 @@ import pytest
 import checks
 from zoos.case import Case
 
+#: More than about ten seconds, with a smaller model among the others whose sites are the same.
+SLOW = {
+    "smp-panoptic_fpn-resnet50",
+    "smp-panoptic_fpn-resnet101",
+    "torchvision-fasterrcnn_resnet50_fpn",
+    "torchvision-maskrcnn_resnet50_fpn",
+    "torchvision-raft_large",
+    "transformers-depth-anything-small",
+    "transformers-pp-ocr-v5-server-det",
+    "transformers-segformer-b1",
+    "ultralytics-yolo26n-seg",
+    "ultralytics-yolov9e",
+}
+
 
 def cases() -> Iterator[Any]:
     """The tested cases; of a zoo that is not installed, one that is skipped."""
@@ -21,7 +35,10 @@ def cases() -> Iterator[Any]:
         if importlib.util.find_spec(library) is None:
             yield pytest.param(None, id=zoo, marks=pytest.mark.skip(reason=f"{library} is not installed"))
         else:
-            yield from (pytest.param(case, id=f"{zoo}-{case.name}") for case in checks.cases_of(zoo) if case.tested)
+            for case in checks.cases_of(zoo):
+                if case.tested:
+                    name = f"{zoo}-{case.name}"
+                    yield pytest.param(case, id=name, marks=pytest.mark.slow if name in SLOW else ())
 
 
 @pytest.mark.parametrize("case", list(cases()))

@@ -221,7 +221,12 @@ class DySample(nn.Module):
             vertical, horizontal = self.offset_scale
             if sampling.known_equal(size, (vertical * x.shape[2], horizontal * x.shape[3])):
                 init_pos = self.init_pos
-        return upsample(x, self._field(x), Reading(size, factors, scheme, init_pos))
+        reading = Reading(size, factors, scheme, init_pos)
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            # Widened once, for the convolutions and for reading; a backward pass would then keep what is widened.
+            wide = x.to(sampling.compute_dtype(x.dtype))
+            return upsample(wide, self._field(wide), reading).to(x.dtype)
+        return upsample(x, self._field(x), reading)
 
     def _reads_init_pos(self) -> bool:
         """Whether `init_pos` says what the base grid is: it exists, and is not the constant 0 of the nearest family."""

@@ -64,18 +64,24 @@ def _forward(x: Tensor, field: Tensor, reading: Reading, *, plain: bool = False)
         rows, columns = _base(x, reading, normal=False)
         full = x.to(sampling.compute_dtype(x.dtype))
         return gather(full, _offsets(field, reading), rows, columns, scheme.gain).to(x.dtype)
-    return _read(x, _grid(x, field, reading), scheme, plain=plain)
+    return _read(x, _grid(x, field, reading, plain=plain), scheme, plain=plain)
 
 
-def _grid(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
+def _grid(x: Tensor, field: Tensor, reading: Reading, *, plain: bool = False) -> Tensor:
     """Where `grid_sample(align_corners=False)` reads `x`: (B * G, h, w, 2)."""
     rows, columns = _base(x, reading, normal=True)
     offsets = _offsets(field, reading)
     gain = reading.scheme.gain
-    horizontal = torch.add(columns, offsets[:, 0], alpha=2 * gain / x.shape[3])
-    vertical = torch.add(rows.unsqueeze(1), offsets[:, 1], alpha=2 * gain / x.shape[2])
+    horizontal = columns, offsets[:, 0], 2 * gain / x.shape[3]
+    vertical = rows.unsqueeze(1), offsets[:, 1], 2 * gain / x.shape[2]
+    if plain:
+        grid = torch.stack([torch.add(base, offset, alpha=k) for base, offset, k in (horizontal, vertical)], dim=2)
+    else:
+        grid = offsets.new_empty(x.shape[0], reading.scheme.groups, 2, *reading.size)
+        for axis, (base, offset, k) in enumerate((horizontal, vertical)):
+            torch.add(base, offset, alpha=k, out=grid[:, :, axis])
     # A view: only strides say that coordinates come last, and planes are written faster.
-    return torch.stack((horizontal, vertical), dim=2).flatten(0, 1).permute(0, 2, 3, 1)
+    return grid.flatten(0, 1).permute(0, 2, 3, 1)
 
 
 def _read(x: Tensor, grid: Tensor, scheme: Scheme, *, plain: bool = False) -> Tensor:

@@ -38,6 +38,9 @@ MODES: tuple[Mode, ...] = ("nearest", "nearest-exact", "area", "bilinear", "bicu
 # How many pixels, rows plus columns, an output may have for torch's CPU `nearest` to take its direct kernel.
 _DIRECT_KERNEL_EXTENT = 128
 
+# Numbers in a field up to which torch's own pixel_shuffle takes less time than a permutation and a copy.
+_SMALL_FIELD = 2**13
+
 
 class NearestKernel(NamedTuple):
     """What sets apart the kernels torch has for `nearest` and `nearest-exact`; see `nearest_kernel`."""
@@ -271,8 +274,12 @@ def shuffle(field: Tensor, scale: Pair) -> Tensor:
     batch, channels, height, width = field.shape
     vertical, horizontal = scale
     channels //= vertical * horizontal
-    field = field.reshape(batch, channels, vertical, horizontal, height, width).permute(0, 1, 4, 2, 5, 3)
-    return field.reshape(batch, channels, height * vertical, width * horizontal)
+    fast = not torch.compiler.is_compiling() and (is_channels_last(field) or field.numel() <= _SMALL_FIELD)
+    if fast and vertical == horizontal:
+        # The same as what follows, and the faster of the two for these (measured on torch 2.15, on a CPU).
+        return F.pixel_shuffle(field, vertical)
+    by_cell = field.reshape(batch, channels, vertical, horizontal, height, width)
+    return by_cell.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, height * vertical, width * horizontal)
 
 
 def unshuffle(field: Tensor, scale: Pair) -> Tensor:
