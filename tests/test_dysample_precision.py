@@ -65,7 +65,8 @@ def test_half_precision_costs_no_more_than_rounding(
     # The reference formula, on the same weights and input, is off by its half-precision coordinates. Under float16
     # autocast they stay exact up to column 1024; there only the convolution is in half.
     if width >= (2048 if how == "autocast" and dtype == torch.float16 else 256):
-        assert (theirs - exact).abs().max().item() > 10 * explained
+        # Not "more than": torch's bfloat16 kernels gave it a NaN once.
+        assert not (theirs - exact).abs().max().item() <= 10 * explained
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
