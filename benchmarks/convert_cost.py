@@ -32,18 +32,19 @@ import torch
 mark("import torch")
 import segmentation_models_pytorch
 mark("import the host's library")
-from upswap import checkpoint, planning, rewrite, verify
+from upswap import checkpoint, planning, rewrite
 from upswap.sites import Options
 from upswap.sources import open_source
+from upswap.verify import captured, compare
 mark("import upswap")
 model = open_source("model.pt").model
 mark("load")
 decision = planning.decide(model, None, Options())
 mark("probe and trace")
-before = verify.captured(model, decision.runs)
+before = captured(model, decision.runs)
 rewrite.apply(model, decision.plan, decision.rewritings)
 mark("swap")
-verify.compare(before, model).check(decision.plan)
+compare(before, model).check(decision.plan)
 mark("verify")
 checkpoint.save(model, "phases.pt")
 mark("save")
