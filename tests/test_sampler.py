@@ -92,6 +92,19 @@ def test_groups_read_in_parts_are_the_groups(
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", [(3, 24, 7, 9), (1, 5, 1, 8), (2, 1, 4, 4), (2, 6, 1, 1)])
+def test_a_contiguous_map_is_made_image_by_image(
+    shape: tuple[int, ...], layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "_LARGE_MAP", 0)
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    for given in (x, x[:, :, :, ::2], x.flip(0)):
+        made = sampler._contiguous(given)
+        assert made.is_contiguous()
+        assert torch.equal(made, given)
+
+
 @pytest.mark.parametrize("how", CALLS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_gathering_reads_what_grid_sample_reads(dtype: torch.dtype, how: dict[str, Any]) -> None:
