@@ -69,7 +69,7 @@ def test_new_sizes_do_not_recompile(name: str, how: str) -> None:
     for step, (batch, height, width) in enumerate(SIZES):
         x = torch.randn(batch, 24, height, width)
         given = arguments(how, step, height, width)
-        assert torch.equal(compiled(x, **given), module(x, **given))
+        assert torch.allclose(compiled(x, **given), module(x, **given), atol=1e-4)
     assert counter.frame_count == 1
 
 
@@ -79,7 +79,7 @@ def test_batch_one_is_one_graph_for_all_sizes() -> None:
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     for _, height, width in SIZES:
         x = torch.randn(1, 24, height, width)
-        assert torch.equal(compiled(x), module(x))
+        assert torch.allclose(compiled(x), module(x), atol=1e-4)
     assert counter.frame_count == 1
 
 
@@ -98,7 +98,6 @@ def test_training_graphs_do_not_recompile(how: str) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.slow
 def test_inductor_reads_the_same_neighbours() -> None:
     """Floors of float32 products: one of these ratios computed in float64 is a whole pixel off."""
     module = DySample(1, 2, mode="nearest")
@@ -121,7 +120,7 @@ def test_export_with_dynamic_sizes(name: str, strict: bool) -> None:
         module, (torch.randn(2, 24, 7, 9),), dynamic_shapes=({0: batch, 2: height, 3: width},), strict=strict
     )
     x = torch.randn(3, 24, 20, 13)
-    assert torch.equal(program.module()(x), module(x))
+    assert torch.allclose(program.module()(x), module(x), atol=1e-4)
 
 
 @pytest.mark.parametrize("strict", [False, True])

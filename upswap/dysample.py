@@ -51,7 +51,8 @@ class DySample(nn.Module):
     with (sh, sw) = ceil(scale), the resolution offsets are predicted at; for any other target size the field of offsets
     is resized to it. Positions, offsets and samples are computed in float32 (float64 for float64 input) whatever
     the input's dtype, the parameters' or autocast's: half-precision coordinates are off by up to whole pixels on wide
-    maps. The output has the input's dtype and memory format.
+    maps (`torch.set_float32_matmul_precision` holds here too: "medium" makes offsets as coarse). The output has the input's
+    dtype and memory format.
 
     The state dict is that of the authors' module: `offset.weight`, `offset.bias`, `scope.weight` where `dyscope` (and
     `scope.bias` in modules released before 2024-03, which load too), `init_pos`. `init_pos` says which base grid
@@ -67,7 +68,7 @@ class DySample(nn.Module):
     torch.Size([1, 64, 24, 32])
     >>> up(x, size=(25, 33)).shape
     torch.Size([1, 64, 25, 33])
-    >>> torch.allclose(up(x), F.interpolate(x, scale_factor=2, mode="bilinear"), atol=1e-5)
+    >>> torch.allclose(up(x), nn.functional.interpolate(x, scale_factor=2, mode="bilinear"), atol=1e-5)
     True
     """
 
@@ -222,7 +223,8 @@ class DySample(nn.Module):
             if sampling.known_equal(size, (vertical * x.shape[2], horizontal * x.shape[3])):
                 init_pos = self.init_pos
         reading = Reading(size, factors, scheme, init_pos)
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
+        dense = x.is_contiguous() or sampling.is_channels_last(x)  # of other layouts widening would make one of these
+        if x.device.type == "cpu" and dense and not torch.is_grad_enabled():
             # Widened once, for the convolutions and for reading; a backward pass would then keep what is widened.
             wide = x.to(sampling.compute_dtype(x.dtype))
             return upsample(wide, self._field(wide), reading).to(x.dtype)
@@ -264,7 +266,7 @@ class DySample(nn.Module):
             return pointwise(x, weight, bias.repeat_interleave(sub_pixels))
         # A 1x1 convolution over the sub-pixels stacked along the height: shuffling there and back is no work.
         stacked = x.contiguous().view(batch, channels // sub_pixels, sub_pixels * height, width)
-        return pointwise(stacked, weight, bias).view(batch, -1, height, width)
+        return pointwise(stacked, weight, bias).view(batch, sub_pixels * len(bias), height, width)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:

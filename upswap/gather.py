@@ -2,7 +2,8 @@
 
 In channels_last a pixel's channels lie side by side: `x` is a table with a row for every pixel and group. Each point of the
 output is then a "bag" of its four neighbours' rows, and `F.embedding_bag` sums bags at the speed of memory, where
-`grid_sample` would first need `x`, and then the output, in the other layout. For inference: it has no fast backward.
+`grid_sample` would first need `x`, and then the output, in the other layout. It is slow backward, where
+`grid_sample` is used.
 """
 
 from __future__ import annotations
@@ -50,20 +51,22 @@ def gather(x: Tensor, offsets: Tensor, rows: Tensor, columns: Tensor, gain: floa
     across, down = offsets.permute(1, 0, 3, 4, 2).unbind()
     across = torch.add(columns.view(-1, 1), across, alpha=gain).clamp_(0, width - 1)
     down = torch.add(rows.view(-1, 1, 1), down, alpha=gain).clamp_(0, height - 1)
-    # The last column and row are read as the neighbour of the one before, with all of the weight. A NaN, of which a whole
-    # number could be anything, stays inside too; its weights are NaN, and so is what is read.
-    left, top = across.to(index).clamp_(0, max(width - 2, 0)), down.to(index).clamp_(0, max(height - 2, 0))
+    # Clamped once more: a NaN, of which a whole number could be anything, stays inside too. Its shares are NaN.
+    left, top = across.to(index).clamp_(0, width - 1), down.to(index).clamp_(0, height - 1)
     right_share, lower_share = across.sub_(left), down.sub_(top)
-    to_right, to_lower = (groups * step if n > 1 else 0 for n, step in ((width, 1), (height, width)))
-    images = torch.arange(0, table.shape[0], height * width * groups, dtype=index).view(-1, 1, 1, 1)
-    first = torch.add(images + torch.arange(groups, dtype=index), left.add_(top, alpha=width), alpha=groups)
-    neighbours = torch.empty((*first.shape, 4), dtype=index)
-    shares = torch.empty((*first.shape, 4), dtype=x.dtype)
+    # On the last column and row the share of the neighbour is 0; the step to it is 0 too, to stay inside the table.
+    to_right = (left < width - 1).to(index).mul_(groups)
+    to_lower = (top < height - 1).to(index).mul_(width * groups)
+    image = torch.arange(0, table.shape[0], height * width * groups, dtype=index, device=x.device).view(-1, 1, 1, 1)
+    group = torch.arange(groups, dtype=index, device=x.device)
+    first = torch.add(image + group, left.add_(top, alpha=width), alpha=groups)
+    neighbours = first.new_empty((*first.shape, 4))
+    shares = x.new_empty((*first.shape, 4))
     upper_left, upper_right, lower_left, lower_right = neighbours.unbind(-1)
     upper_left.copy_(first)
     torch.add(first, to_right, out=upper_right)
     torch.add(first, to_lower, out=lower_left)
-    torch.add(first, to_right + to_lower, out=lower_right)
+    torch.add(upper_right, to_lower, out=lower_right)
     upper_left_share, upper_right_share, lower_left_share, lower_right_share = shares.unbind(-1)
     torch.mul(right_share, lower_share, out=lower_right_share)
     torch.sub(right_share, lower_right_share, out=upper_right_share)

@@ -1,4 +1,4 @@
-"""Other inputs made from given ones: larger, with which sizes that are not constants show, and fit for train mode."""
+"""Other inputs made from given ones: larger, to tell sizes that follow the image from constants, and fit for train mode."""
 
 from __future__ import annotations
 

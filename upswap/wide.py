@@ -13,9 +13,10 @@ from .sampling import is_channels_last
 
 
 def plain_functions_wanted() -> bool:
-    """Whether whoever runs the code needs functions it knows: a compiler, a trace, or a transform of `torch.func`."""
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return torch.compiler.is_compiling() or tracing or torch._C._are_functorch_transforms_active()
+    """Whether whoever runs the code needs functions it knows: a compiler, a trace, `torch.func` or forward-mode autograd."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if plain_functions_wanted():
         return F.conv2d(x.to(weight.dtype), weight, bias)
-    if x.dtype == weight.dtype or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or (x.dtype == weight.dtype and not _as_product(x)):
         return _convolved(x.to(weight.dtype), weight, bias)
     out: Tensor = _Pointwise.apply(x, weight, bias)
     return out
@@ -55,7 +56,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class _Pointwise(torch.autograd.Function):
-    """autograd would keep the wide copy of `x`, two to four times its size."""
+    """autograd would keep what `x` is widened or laid out to, and multiply matrices in half where backward() is autocast."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -66,7 +67,8 @@ class _Pointwise(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = _gradients(grad, x.to(weight.dtype), weight, ctx.needs_input_grad)
+        with torch.autocast(x.device.type, enabled=False):
+            of_x, of_weight, of_bias = _gradients(grad, x.to(weight.dtype), weight, ctx.needs_input_grad)
         return None if of_x is None else of_x.to(x.dtype), of_weight, of_bias
 
 
