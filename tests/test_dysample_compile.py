@@ -44,6 +44,11 @@ def forget_graphs() -> None:
     torch._dynamo.reset()
 
 
+def assert_equal_but_for_rounding(got: Tensor, expected: Tensor) -> None:
+    """Within 1e-5 of the largest value: in eager mode offsets come of a matrix product, whose sums round otherwise."""
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def arguments(how: str, step: int, height: int, width: int) -> dict[str, Any]:
     """A target per step: exact multiples of the input and odd sizes in turn, as two images of a data set have them."""
     if how == "own":
@@ -69,7 +74,7 @@ def test_new_sizes_do_not_recompile(name: str, how: str) -> None:
     for step, (batch, height, width) in enumerate(SIZES):
         x = torch.randn(batch, 24, height, width)
         given = arguments(how, step, height, width)
-        assert torch.allclose(compiled(x, **given), module(x, **given), atol=1e-4)
+        assert_equal_but_for_rounding(compiled(x, **given), module(x, **given))
     assert counter.frame_count == 1
 
 
@@ -79,7 +84,7 @@ def test_batch_one_is_one_graph_for_all_sizes() -> None:
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     for _, height, width in SIZES:
         x = torch.randn(1, 24, height, width)
-        assert torch.allclose(compiled(x), module(x), atol=1e-4)
+        assert_equal_but_for_rounding(compiled(x), module(x))
     assert counter.frame_count == 1
 
 
@@ -120,7 +125,7 @@ def test_export_with_dynamic_sizes(name: str, strict: bool) -> None:
         module, (torch.randn(2, 24, 7, 9),), dynamic_shapes=({0: batch, 2: height, 3: width},), strict=strict
     )
     x = torch.randn(3, 24, 20, 13)
-    assert torch.allclose(program.module()(x), module(x), atol=1e-4)
+    assert_equal_but_for_rounding(program.module()(x), module(x))
 
 
 @pytest.mark.parametrize("strict", [False, True])

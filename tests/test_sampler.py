@@ -266,7 +266,7 @@ def half_map(layout: torch.memory_format) -> Tensor:
 def test_gradients_of_a_half_map_are_those_of_float64(style: str, dyscope: bool, layout: torch.memory_format) -> None:
     module = trained(style, dyscope)
     x = half_map(layout)
-    # Not bfloat16's rounding of the output, but of the gradients that come in: the same in both.
+    # What is left is bfloat16's rounding of the output and of the gradients that come in.
     got = gradients(module, x, {})
     expected = gradients(module.double(), x.double(), {})
     for name, one, other in zip(["out", "x", *dict(module.named_parameters())], got, expected, strict=True):

@@ -14,18 +14,13 @@ import pytest
 import checks
 from zoos.case import Case
 
-#: More than about ten seconds, with a smaller model among the others whose sites are the same.
+#: More than about ten seconds, with a shallower model among the others whose sites are the same.
 SLOW = {
-    "smp-panoptic_fpn-resnet50",
     "smp-panoptic_fpn-resnet101",
     "torchvision-fasterrcnn_resnet50_fpn",
     "torchvision-maskrcnn_resnet50_fpn",
-    "torchvision-raft_large",
     "transformers-depth-anything-small",
-    "transformers-pp-ocr-v5-server-det",
     "transformers-segformer-b1",
-    "ultralytics-yolo26n-seg",
-    "ultralytics-yolov9e",
 }
 
 

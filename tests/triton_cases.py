@@ -257,7 +257,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=25)
 @given(call=calls(), blocks=st.sampled_from(BLOCKS), deterministic=st.booleans())
 def test_output_and_gradients(call: dict[str, Any], blocks: Any, deterministic: bool) -> None:
     x, field, grad = make(**call)
