@@ -72,25 +72,35 @@ def test_every_way_gives_the_same_output_and_gradients(
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("style", "dyscope"), VARIANTS)
-@pytest.mark.parametrize("channels", [32, 96, 80, 128])
+@pytest.mark.parametrize(
+    ("channels", "width", "parts"), [(32, 11, (1, 1)), (68, 40, (1, 1)), (96, 40, (1, 2)), (128, 90, (2, 4))]
+)
 def test_groups_read_in_parts_are_the_groups(
-    channels: int, style: str, dyscope: bool, mode: str, monkeypatch: pytest.MonkeyPatch
+    channels: int,
+    width: int,
+    parts: tuple[int, int],
+    style: str,
+    dyscope: bool,
+    mode: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = trained(style, dyscope, channels, mode=mode)
-    x = torch.randn(2, channels, 9, 11)
-    whole = gradients(module, x, {})
-    monkeypatch.setattr(sampler, "_LARGE", 0)
+    x = torch.randn(2, channels, 9, width)
     scheme = Scheme(4, (2, 2), dyscope, module.base)
-    assert (sampler._parts(x, scheme, 16), sampler._parts(x, scheme, 8)) == {
-        32: (1, 1),
-        96: (1, 3),
-        80: (1, 2),
-        128: (2, 4),
-    }[channels]
-    parts = gradients(module, x, {})
-    assert torch.equal(parts[0], whole[0])
-    for one, other in zip(parts, whole, strict=True):
+    assert (sampler._parts(x, scheme, sampler._ROW_READ), sampler._parts(x, scheme, sampler._ROW_WRITTEN)) == parts
+    in_parts = gradients(module, x, {})
+    monkeypatch.setattr(sampler, "_FEWEST", channels)
+    whole = gradients(module, x, {})
+    assert torch.equal(in_parts[0], whole[0])
+    for one, other in zip(in_parts, whole, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("channels", "wanted", "parts"), [(64, 17, 4), (17, 8, 1), (37, 8, 1), (80, 17, 5), (3, 8, 1), (1, 8, 1)]
+)
+def test_parts_are_equal_and_about_as_large_as_wanted(channels: int, wanted: int, parts: int) -> None:
+    assert sampler._divided(channels, wanted) == parts
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -9,7 +9,9 @@ single operator, because Inductor would compute the coordinates once for every c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,9 +27,9 @@ from .wide import plain_functions_wanted
 _BORDER = 1  # grid_sampler's number for padding_mode="border"
 _KERNELS = {"bilinear": 0, "bicubic": 2}  # and for the interpolation
 
-# Of `_parts`, measured on torch 2.15: channels of a part, and the numbers in a group below which it stays whole.
-_CHANNELS_READ, _CHANNELS_WRITTEN = 16, 8
-_LARGE = 2**14
+# Of `_parts`, measured on torch 2.15: the numbers in one row of all channels of a part, and its fewest channels.
+_ROW_READ, _ROW_WRITTEN = 2**11, 2**9
+_FEWEST = 8
 # Of `_contiguous`: the numbers in an image's map from which it is faster.
 _LARGE_MAP = 2**18
 
@@ -89,7 +91,7 @@ def _grid(x: Tensor, field: Tensor, reading: Reading, *, plain: bool = False) ->
 def _read(x: Tensor, grid: Tensor, scheme: Scheme, *, plain: bool = False) -> Tensor:
     """`x` (B, C, H, W) at the points of `grid`: (B, C, h, w), of x's dtype and memory format."""
     batch, channels, height, width = x.shape
-    parts = 1 if plain else _parts(x, scheme, _CHANNELS_READ)
+    parts = 1 if plain else _parts(x, scheme, _ROW_READ)
     full = x.to(sampling.compute_dtype(x.dtype))
     full = full.contiguous() if plain else _contiguous(full)
     by_part = full.view(batch * scheme.groups * parts, channels // scheme.groups // parts, height, width)
@@ -111,16 +113,22 @@ def _contiguous(x: Tensor) -> Tensor:
     return out
 
 
-def _parts(x: Tensor, scheme: Scheme, channels: int) -> int:
-    """How many parts a group is read in, of `channels` channels or more, on a CPU.
+def _parts(x: Tensor, scheme: Scheme, row: int) -> int:
+    """How many parts a group is read in on a CPU, each with about `row` numbers in one row of all its channels.
 
     torch's kernel takes all channels of a point before the next point: few enough of them, and the rows they are read from
     stay in the cache. The backward pass of a group of 64 channels takes half the time in parts of 8.
     """
-    per_group = x.shape[1] // scheme.groups
-    if x.device.type != "cpu" or per_group * x.shape[2] * x.shape[3] < _LARGE:
+    if x.device.type != "cpu":
         return 1
-    return max(parts for parts in range(1, max(1, per_group // channels) + 1) if per_group % parts == 0)
+    return _divided(x.shape[1] // scheme.groups, max(_FEWEST, row // max(1, x.shape[3])))
+
+
+@cache
+def _divided(channels: int, wanted: int) -> int:
+    """Into how many equal parts `channels` are divided for each to have as nearly `wanted` as can be."""
+    whole = [parts for parts in range(1, channels + 1) if channels % parts == 0]
+    return min(whole, key=lambda parts: abs(math.log(channels / parts / wanted)))
 
 
 def _repeated(grid: Tensor, parts: int) -> Tensor:
@@ -145,7 +153,7 @@ def _backward(
     size, _, scheme, _ = reading
     dtype = sampling.compute_dtype(x.dtype)
     batch, channels, height, width = x.shape
-    parts = _parts(x, scheme, _CHANNELS_WRITTEN)
+    parts = _parts(x, scheme, _ROW_WRITTEN)
     by_part = (batch * scheme.groups * parts, channels // scheme.groups // parts)
     of_x, of_grid = torch.ops.aten.grid_sampler_2d_backward(
         _contiguous(grad.to(dtype)).view(*by_part, *size),

@@ -82,7 +82,7 @@ def _gradients(
         return of_x, of_weight, of_bias
     columns = grad.flatten(2)
     return (
-        torch.matmul(weight.flatten(1).t(), columns).view(x.shape) if needed[0] else None,
+        torch.bmm(weight.flatten(1).t().expand(len(x), -1, -1), columns).view(x.shape) if needed[0] else None,
         torch.bmm(columns, x.flatten(2).transpose(1, 2)).sum(0).view(weight.shape) if needed[1] else None,
         columns.sum((0, 2)) if needed[2] else None,
     )
