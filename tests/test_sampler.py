@@ -103,19 +103,6 @@ def test_parts_are_equal_and_about_as_large_as_wanted(channels: int, wanted: int
     assert sampler._divided(channels, wanted) == parts
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("shape", [(3, 24, 7, 9), (1, 5, 1, 8), (2, 1, 4, 4), (2, 6, 1, 1)])
-def test_a_contiguous_map_is_made_image_by_image(
-    shape: tuple[int, ...], layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sampler, "_LARGE_MAP", 0)
-    x = torch.randn(shape).contiguous(memory_format=layout)
-    for given in (x, x[:, :, :, ::2], x.flip(0)):
-        made = sampler._contiguous(given)
-        assert made.is_contiguous()
-        assert torch.equal(made, given)
-
-
 @pytest.mark.parametrize("how", CALLS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_gathering_reads_what_grid_sample_reads(dtype: torch.dtype, how: dict[str, Any]) -> None:

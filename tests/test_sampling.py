@@ -11,7 +11,6 @@ from upswap.sampling import (
     Mapping,
     compute_dtype,
     initial_positions,
-    is_channels_last,
     known_equal,
     nearest_kernel,
     normalised,
@@ -187,14 +186,10 @@ def test_other_devices_have_kernels_of_their_own() -> None:
     assert nearest_kernel(torch.empty(1, 4, 9, 9), (18, 18)) == (torch.float32, (1, 2))
 
 
-def test_sizes_and_layouts() -> None:
+def test_sizes_and_precision() -> None:
     assert scaled_size((7, 9), (2.0, 1.5)) == (14, 13)
     assert known_equal((4, 6), (4, 6))
     assert not known_equal((4, 6), (4, 7))
-    x = torch.empty(2, 3, 4, 5)
-    assert not is_channels_last(x)
-    assert is_channels_last(x.to(memory_format=torch.channels_last))
-    assert not is_channels_last(torch.empty(2, 3, 1, 1).to(memory_format=torch.channels_last))  # both at once
     assert compute_dtype(torch.bfloat16) is torch.float32
     assert compute_dtype(torch.float64) is torch.float64
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from test_dysample_parity import golden_cases, golden_tensors, relative_error
-from upswap import DySample, sampling, triton_kernels, triton_sampler
+from upswap import DySample, layout, sampling, triton_kernels, triton_sampler
 from upswap.sampling import Mapping, NearestKernel, Scheme
 
 CUDA = NearestKernel(torch.float32, copies=(1,))
@@ -43,10 +43,6 @@ def replaced(name: str, value: Any) -> Iterator[None]:
 
 def in_blocks(blocks: Any = BLOCKS[-1]) -> Any:
     return replaced("_blocks", lambda *_: blocks)
-
-
-def layout_of(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if sampling.is_channels_last(x) else torch.contiguous_format
 
 
 def target_of(field: Tensor, scheme: Scheme) -> tuple[int, int]:
@@ -123,8 +119,8 @@ def make(
         field = field[:, :offsets].contiguous()
     field = off_the_kinks(x, field.to(field_dtype), scheme, factors)
     grad = torch.randn(*shape[:2], *target_of(field, scheme), generator=generator).to(dtype)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return x.contiguous(memory_format=layout), field, grad.contiguous(memory_format=layout)
+    given = torch.channels_last if channels_last else torch.contiguous_format
+    return x.contiguous(memory_format=given), field, grad.contiguous(memory_format=given)
 
 
 def error(got: Tensor | None, expected: Tensor) -> float:
@@ -145,7 +141,7 @@ def check(
 
     out = triton_sampler.forward(x, field, scheme, factors)
     assert out.dtype == x.dtype
-    assert sampling.is_channels_last(out) == sampling.is_channels_last(x) or out[0, 0].numel() == 1
+    assert layout.is_channels_last(out) == layout.is_channels_last(x) or out[0, 0].numel() == 1
     limit, field_limit = (2 * torch.finfo(t.dtype).eps if t.dtype in HALVES else 2e-5 for t in (x, field))
     assert error(out, expected) < limit
     got_x, got_field = triton_sampler.backward(
@@ -155,7 +151,7 @@ def check(
     assert got_field is not None
     assert (got_x.dtype, got_field.dtype) == (x.dtype, field.dtype)
     # As the operator's fake tensors have them: the strides of x's layout, and those of field where they leave no gaps.
-    assert got_x.stride() == torch.empty(x.shape).contiguous(memory_format=layout_of(x)).stride()
+    assert got_x.stride() == torch.empty(x.shape).contiguous(memory_format=layout.format_of(x)).stride()
     assert got_field.stride() == torch.empty_like(field).stride()
     assert error(got_x, of_x) < limit
     assert error(got_field, of_field) < field_limit

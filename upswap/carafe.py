@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import sampling
+from . import layout, sampling
 from .arguments import check_choice, plain, positive_int, scale_pair, target
 from .errors import OptionError, ShapeError
 from .sampling import Mode, Pair
@@ -151,8 +151,7 @@ class CARAFE(nn.Module):
         if not sampling.known_equal(size, (vertical * x.shape[2], horizontal * x.shape[3])):
             field = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
         out = reassemble(x.to(dtype), field.permute(0, 2, 3, 1).softmax(dim=-1))
-        layout = torch.channels_last if sampling.is_channels_last(x) else torch.contiguous_format
-        return out.to(x.dtype).contiguous(memory_format=layout)
+        return out.to(x.dtype).contiguous(memory_format=layout.format_of(x))
 
     def extra_repr(self) -> str:
         """The options, for `print(model)`."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from . import sampling
+from . import layout, sampling
 from .arguments import check_choice, plain, positive_int, scale_pair, target
 from .errors import OptionError, ShapeError
 from .sampler import upsample
@@ -223,7 +223,7 @@ class DySample(nn.Module):
             if sampling.known_equal(size, (vertical * x.shape[2], horizontal * x.shape[3])):
                 init_pos = self.init_pos
         reading = Reading(size, factors, scheme, init_pos)
-        dense = x.is_contiguous() or sampling.is_channels_last(x)  # of other layouts widening would make one of these
+        dense = x.is_contiguous() or layout.is_channels_last(x)  # of other layouts widening would make one of these
         if x.device.type == "cpu" and dense and not torch.is_grad_enabled():
             # Widened once, for the convolutions and for reading; a backward pass would then keep what is widened.
             wide = x.to(sampling.compute_dtype(x.dtype))
@@ -250,16 +250,17 @@ class DySample(nn.Module):
         So the submodules only hold the weights: they are not called, and forward hooks on them do not run.
         """
         dtype = sampling.compute_dtype(x.dtype)
-        weight, bias = (parameter.to(dtype) for parameter in _weights("offset", self.offset))
+        weight, bias = _weights("offset", self.offset)
         if self.scope is not None:
             # Offset and scope as one convolution, which reads x once.
-            scope_weight, scope_bias = (parameter.to(dtype) for parameter in _weights("scope", self.scope))
+            scope_weight, scope_bias = _weights("scope", self.scope)
             weight, bias = torch.cat((weight, scope_weight)), torch.cat((bias, scope_bias))
+        weight, bias = weight.to(dtype), bias.to(dtype)
         if self.style == "lp":
             return pointwise(x, weight, bias)
         sub_pixels = self.offset_scale[0] * self.offset_scale[1]
         batch, channels, height, width = x.shape
-        if sampling.is_channels_last(x):
+        if layout.is_channels_last(x):
             # Shuffle, convolve, unshuffle as one convolution: output k of n sees input channels k, k + n, k + 2 n...
             same = torch.eye(sub_pixels, dtype=dtype, device=x.device).view(1, sub_pixels, 1, sub_pixels)
             weight = (weight.view(-1, 1, channels // sub_pixels, 1) * same).view(-1, channels, 1, 1)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sampling import Scheme, is_channels_last
+from .layout import is_channels_last
+from .sampling import Scheme
 
 # Below these, a row is too short for what a bag costs, or a map too small for the number of calls (measured on torch 2.15).
 _SHORTEST_ROW = 16

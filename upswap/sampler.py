@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import sampling
+from . import layout, sampling
 from .fused import kernels, wanted
 from .gather import gather, prefers
 from .sampling import Mapping, Pair, Reading, Scheme
@@ -30,8 +30,6 @@ _KERNELS = {"bilinear": 0, "bicubic": 2}  # and for the interpolation
 # Of `_parts`, measured on torch 2.15: the numbers in one row of all channels of a part, and its fewest channels.
 _ROW_READ, _ROW_WRITTEN = 2**11, 2**9
 _FEWEST = 8
-# Of `_contiguous`: the numbers in an image's map from which it is faster.
-_LARGE_MAP = 2**18
 
 
 def upsample(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
@@ -93,24 +91,14 @@ def _read(x: Tensor, grid: Tensor, scheme: Scheme, *, plain: bool = False) -> Te
     batch, channels, height, width = x.shape
     parts = 1 if plain else _parts(x, scheme, _ROW_READ)
     full = x.to(sampling.compute_dtype(x.dtype))
-    full = full.contiguous() if plain else _contiguous(full)
+    full = full.contiguous() if plain else layout.contiguous(full)
     by_part = full.view(batch * scheme.groups * parts, channels // scheme.groups // parts, height, width)
     points = _repeated(grid, parts)
     out = F.grid_sample(by_part, points, mode=scheme.mapping.kernel, padding_mode="border", align_corners=False)
-    return _like(out.view(batch, channels, *grid.shape[1:3]).to(x.dtype), x)
-
-
-def _contiguous(x: Tensor) -> Tensor:
-    """`x.contiguous()` of (B, C, H, W); of large channels_last maps on a CPU in a quarter to two thirds of the time.
-
-    One image after the other it is the transposition of a matrix, which torch does block by block.
-    """
-    if x.device.type != "cpu" or x.numel() < _LARGE_MAP * x.shape[0] or not sampling.is_channels_last(x):
-        return x.contiguous()
-    out = x.new_empty(x.shape)
-    for image, place in zip(x.permute(0, 2, 3, 1).flatten(1, 2), out.flatten(2), strict=True):
-        place.copy_(image.t())
-    return out
+    out = out.view(batch, channels, *grid.shape[1:3]).to(x.dtype)
+    if not layout.is_channels_last(x):
+        return out
+    return out.contiguous(memory_format=torch.channels_last) if plain else layout.channels_last(out)
 
 
 def _parts(x: Tensor, scheme: Scheme, row: int) -> int:
@@ -156,8 +144,8 @@ def _backward(
     parts = _parts(x, scheme, _ROW_WRITTEN)
     by_part = (batch * scheme.groups * parts, channels // scheme.groups // parts)
     of_x, of_grid = torch.ops.aten.grid_sampler_2d_backward(
-        _contiguous(grad.to(dtype)).view(*by_part, *size),
-        _contiguous(x.to(dtype)).view(*by_part, height, width),
+        layout.contiguous(grad.to(dtype)).view(*by_part, *size),
+        layout.contiguous(x.to(dtype)).view(*by_part, height, width),
         _repeated(grid, parts),
         _KERNELS[scheme.mapping.kernel],
         _BORDER,
@@ -179,7 +167,10 @@ def _backward(
     of_field = sampling.unshuffle(of_offsets, scheme.cells)
     if field is not None:
         of_field = torch.ops.aten.glu_backward(of_field, field, 1)
-    return _like(of_x.view(x.shape).to(x.dtype), x) if of_x_too else None, of_field
+    if not of_x_too:
+        return None, of_field
+    of_x = of_x.view(x.shape).to(x.dtype)
+    return layout.channels_last(of_x) if layout.is_channels_last(x) else of_x, of_field
 
 
 def _backward_of_field(
@@ -197,10 +188,6 @@ def _backward_of_field(
     grid = _grid(x, field, reading)
     predicted = (field.shape[2], field.shape[3])
     return _backward(grad, x, field if scheme.scope else None, grid, reading, predicted, of_x_too=of_x_too)
-
-
-def _like(out: Tensor, x: Tensor) -> Tensor:
-    return out.contiguous(memory_format=torch.channels_last) if sampling.is_channels_last(x) else out
 
 
 def _base(x: Tensor, reading: Reading, *, normal: bool) -> tuple[Tensor, Tensor]:
@@ -359,13 +346,11 @@ def _run_backward(grad: Tensor, x: Tensor, field: Tensor, *how: Any) -> tuple[Te
 
 
 def _shape(x: Tensor, field: Tensor, init_pos: Tensor | None, size: Any, *how: Any) -> Tensor:
-    layout = torch.channels_last if sampling.is_channels_last(x) else torch.contiguous_format
-    return x.new_empty(*x.shape[:2], *size).contiguous(memory_format=layout)
+    return x.new_empty(*x.shape[:2], *size).contiguous(memory_format=layout.format_of(x))
 
 
 def _shapes(grad: Tensor, x: Tensor, field: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
-    layout = torch.channels_last if sampling.is_channels_last(x) else torch.contiguous_format
-    return x.new_empty(x.shape).contiguous(memory_format=layout), field.new_empty(field.shape)
+    return x.new_empty(x.shape).contiguous(memory_format=layout.format_of(x)), field.new_empty(field.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

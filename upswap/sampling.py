@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layout import is_channels_last
+
 Mode = Literal["nearest", "nearest-exact", "area", "bilinear", "bicubic"]
 Pair = tuple[int, int]
 Ratio = tuple[float, float]
@@ -231,11 +233,6 @@ def nearest_kernel(x: Tensor, target: Pair, *, decomposed: bool = False) -> Near
     if sum(target) <= _DIRECT_KERNEL_EXTENT or (x.shape[1] > 3 and is_channels_last(x)):
         return NearestKernel(torch.float32, copies=(1, 2))
     return NearestKernel(compute_dtype(x.dtype))
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether `x` (B, C, H, W) is laid out as channels_last and not, ambiguously, as contiguous too."""
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def initial_positions(mapping: Mapping, scale: Pair, groups: int) -> Tensor | None:

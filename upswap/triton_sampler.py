@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import sampling
+from . import layout, sampling
 from .sampling import Pair, Ratio, Scheme
 
 _MODES = ("bilinear", "nearest", "nearest-exact")
@@ -38,7 +38,7 @@ class _Call(NamedTuple):
 
     @staticmethod
     def of(x: Tensor, field: Tensor, scheme: Scheme, factors: Ratio | None) -> _Call:
-        channels_last = sampling.is_channels_last(x)
+        channels_last = layout.is_channels_last(x)
         how = x.shape, x.stride(), x.element_size(), channels_last
         return _Call(*how, field.shape, field.stride(), scheme, factors)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sampling import is_channels_last
+from .layout import is_channels_last
 
 
 def plain_functions_wanted() -> bool:

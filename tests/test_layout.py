@@ -1,0 +1,41 @@
+"""Memory formats: which one a map has, and large maps changed from one to the other, which torch does too, only slower."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from upswap import layout
+
+SHAPES = [(3, 24, 7, 9), (2, 70, 32, 32), (1, 5, 1, 8), (2, 1, 4, 4), (2, 6, 1, 1), (0, 8, 4, 4), (1, 33, 9, 5)]
+
+
+def test_a_format_is_told_where_it_is_the_only_one() -> None:
+    x = torch.empty(2, 3, 4, 5)
+    assert not layout.is_channels_last(x)
+    assert layout.is_channels_last(x.to(memory_format=torch.channels_last))
+    assert layout.format_of(x.to(memory_format=torch.channels_last)) is torch.channels_last
+    assert not layout.is_channels_last(torch.empty(2, 3, 1, 1).to(memory_format=torch.channels_last))  # both at once
+    assert layout.format_of(x[:, ::2]) is torch.contiguous_format
+
+
+@pytest.mark.parametrize("large", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_map_is_changed_as_torch_changes_it(
+    shape: tuple[int, ...], given: torch.memory_format, dtype: torch.dtype, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(layout, "_LARGE", 0)
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=given)
+    for some in (x, x[:, :, :, ::2], x.flip(0), x[:, 1:] if shape[1] > 1 else x):
+        for change, wanted in (
+            (layout.contiguous, torch.contiguous_format),
+            (layout.channels_last, torch.channels_last),
+        ):
+            changed = change(some)
+            expected = some.contiguous(memory_format=wanted)
+            assert torch.equal(changed, expected)
+            assert changed.is_contiguous(memory_format=wanted)
+            assert changed.dtype == dtype
