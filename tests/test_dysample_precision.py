@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -170,3 +172,19 @@ def test_the_output_has_the_inputs_dtype_whatever_the_parameters(
     bound = 1e-12 if input_dtype == torch.float64 else 1e-5 + torch.finfo(input_dtype).eps * 4
     expected = F.interpolate(x.double(), scale_factor=3, mode="bilinear")
     assert (out - expected).abs().max().item() < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.float8_e4m3fn], ids=str)
+def test_weights_may_have_several_dtypes(dtype: torch.dtype) -> None:
+    """As where a file holds some of them rounded: they are widened one by one."""
+    torch.manual_seed(0)
+    module = DySample(16, 2, dyscope=True, init="paper")
+    scope = module.scope
+    assert scope is not None
+    expected = copy.deepcopy(module)
+    scope.weight.data = scope.weight.data.to(dtype)
+    assert expected.scope is not None
+    expected.scope.weight.data = scope.weight.data.to(torch.float32)
+    x = torch.randn(2, 16, 5, 6)
+    with torch.no_grad():
+        assert torch.equal(module(x), expected(x))

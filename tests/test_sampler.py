@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from upswap import sampler, sampling
+from upswap import layout, sampler, sampling
 from upswap.carafe import CARAFE
 from upswap.dysample import DySample
 from upswap.gather import gather, prefers
@@ -72,9 +73,7 @@ def test_every_way_gives_the_same_output_and_gradients(
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("style", "dyscope"), VARIANTS)
-@pytest.mark.parametrize(
-    ("channels", "width", "parts"), [(32, 11, (1, 1)), (68, 40, (1, 1)), (96, 40, (1, 2)), (128, 90, (2, 4))]
-)
+@pytest.mark.parametrize(("channels", "width", "parts"), [(96, 40, (1, 2)), (128, 90, (2, 4)), (160, 90, (2, 5))])
 def test_groups_read_in_parts_are_the_groups(
     channels: int,
     width: int,
@@ -97,10 +96,61 @@ def test_groups_read_in_parts_are_the_groups(
 
 
 @pytest.mark.parametrize(
-    ("channels", "wanted", "parts"), [(64, 17, 4), (17, 8, 1), (37, 8, 1), (80, 17, 5), (3, 8, 1), (1, 8, 1)]
+    ("channels", "wanted", "parts"),
+    [(64, 17, 4), (80, 17, 5), (67, 8, 1), (151, 8, 1), (76, 8, 4), (12, 8, 1), (1, 8, 1)],
 )
 def test_parts_are_equal_and_about_as_large_as_wanted(channels: int, wanted: int, parts: int) -> None:
     assert sampler._divided(channels, wanted) == parts
+
+
+def test_parts_are_never_so_small_that_their_points_outweigh_them() -> None:
+    for channels in range(1, 300):
+        for wanted in (8, 11, 32, 2048):
+            parts = sampler._divided(channels, wanted)
+            assert channels % parts == 0
+            assert parts == 1 or channels // parts >= 8, (channels, wanted)
+
+
+@pytest.mark.parametrize(("style", "dyscope"), VARIANTS)
+def test_large_channels_last_maps_have_the_gradients_of_small_ones(
+    style: str, dyscope: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = trained(style, dyscope, 40)
+    x = torch.randn(2, 40, 32, 16).contiguous(memory_format=torch.channels_last)
+    expected = gradients(module, x, {})
+    monkeypatch.setattr(layout, "_LARGE", 0)
+    got = gradients(module, x, {})
+    assert got[0].is_contiguous(memory_format=torch.channels_last)
+    assert got[1].is_contiguous(memory_format=torch.channels_last)
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_a_symbolic_trace_holds_at_other_sizes() -> None:
+    module = trained("lp", True)
+    with torch.no_grad():
+        traced = make_fx(lambda x: module(x), tracing_mode="symbolic", _allow_non_fake_inputs=True)(
+            torch.randn(2, 64, 12, 40)
+        )
+        x = torch.randn(3, 64, 9, 70)
+        assert (traced(x) - module(x)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dyscope", [False, True])
+def test_second_derivatives_raise(dyscope: bool, dtype: torch.dtype, given: torch.memory_format) -> None:
+    """Of a sum too, whose gradient is a constant: left out, they would be a penalty that does nothing."""
+    module = trained("lp", dyscope)
+    x = torch.randn(2, 64, 6, 5, dtype=dtype).contiguous(memory_format=given).requires_grad_()
+    for wanted in (x, module.offset.weight):
+        (grad,) = torch.autograd.grad(module(x).sum(), wanted, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            (grad.square().sum() + x.sum()).backward()
+    frozen = x.detach()
+    (grad,) = torch.autograd.grad(module(frozen).sum(), module.offset.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        (grad.square().sum() + module.offset.weight.sum()).backward()
 
 
 @pytest.mark.parametrize("how", CALLS, ids=str)

@@ -250,12 +250,11 @@ class DySample(nn.Module):
         So the submodules only hold the weights: they are not called, and forward hooks on them do not run.
         """
         dtype = sampling.compute_dtype(x.dtype)
-        weight, bias = _weights("offset", self.offset)
+        weight, bias = (parameter.to(dtype) for parameter in _weights("offset", self.offset))
         if self.scope is not None:
             # Offset and scope as one convolution, which reads x once.
-            scope_weight, scope_bias = _weights("scope", self.scope)
+            scope_weight, scope_bias = (parameter.to(dtype) for parameter in _weights("scope", self.scope))
             weight, bias = torch.cat((weight, scope_weight)), torch.cat((bias, scope_bias))
-        weight, bias = weight.to(dtype), bias.to(dtype)
         if self.style == "lp":
             return pointwise(x, weight, bias)
         sub_pixels = self.offset_scale[0] * self.offset_scale[1]

@@ -1,4 +1,7 @@
-"""Memory formats: telling contiguous from channels_last, and changing large maps from one to the other on a CPU."""
+"""Memory formats: telling contiguous from channels_last, and changing large maps from one to the other on a CPU.
+
+The changes are no operations of autograd: they are for code that computes its own gradients.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def channels_last(x: Tensor) -> Tensor:
     torch reads every channel of a pixel before the next pixel. Of few channels at a time all that is read stays in the
     cache: a fifth of the time where channels are a power of two apart, as they are in an image of 512 x 512.
     """
-    if not _is_large(x) or not x.is_contiguous():
+    if not _is_large(x) or not x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x.contiguous(memory_format=torch.channels_last)
     apart = x.shape[2] * x.shape[3] * x.element_size()
     out = torch.empty_like(x, memory_format=torch.channels_last)

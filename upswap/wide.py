@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,21 @@ def plain_functions_wanted() -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return True
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def differentiable_once(backward: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+    """torch's `once_differentiable`, for what was saved too.
+
+    torch's own refuses second derivatives only where the incoming gradient needs one. Of a sum's gradient, which is a
+    constant, those by the map and the weights would silently be left out.
+    """
+    refusing = torch.autograd.function.once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def refusing_all(ctx: Any, grad: Tensor) -> Any:
+        return refusing(ctx, grad.detach().requires_grad_() if torch.is_grad_enabled() else grad)
+
+    return refusing_all
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -64,7 +80,7 @@ class _Pointwise(torch.autograd.Function):
         return _convolved(x.to(weight.dtype), weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
@@ -82,7 +98,7 @@ def _gradients(
         return of_x, of_weight, of_bias
     columns = grad.flatten(2)
     return (
-        torch.bmm(weight.flatten(1).t().expand(len(x), -1, -1), columns).view(x.shape) if needed[0] else None,
+        torch.bmm(weight.flatten(1).t().expand(x.shape[0], -1, -1), columns).view(x.shape) if needed[0] else None,
         torch.bmm(columns, x.flatten(2).transpose(1, 2)).sum(0).view(weight.shape) if needed[1] else None,
         columns.sum((0, 2)) if needed[2] else None,
     )
