@@ -66,6 +66,12 @@ def plot_sweep(rows: Sequence[Row], file: Path, along: str) -> None:
         for name, points in lines.items():
             axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, linewidth=1, label=name)
         axes.set(xscale="log", yscale="log", xlabel=along, ylabel="time / bilinear")
+        axes.grid(True, linewidth=0.3)
+        # At what was measured: of powers of ten a scale of 3 would be "3 x 10^0".
+        axes.set_xticks(sorted({_varied(row, along) for row in panels[setting]}), minor=False)
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter("{x:g}")
+        _plain_heights(axes)
         axes.set_title(f"{setting.dtype}, {setting.what}, threads {setting.threads}", fontsize=9)
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     figure.savefig(file, dpi=150)
@@ -92,6 +98,7 @@ def _panel(axes: Any, rows: Sequence[Row], against: str) -> None:
     # Logarithmic, and yet with a place for 0: bilinear has no parameters, nearest no FLOPs.
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.8)
     axes.set(yscale="log", xlabel=_TITLES[against], ylabel="ms")
+    _plain_heights(axes)
     axes.grid(True, linewidth=0.3)
     ordered = sorted(rows, key=lambda row: row.ms or 0.0)
     for row in ordered:
@@ -111,6 +118,15 @@ def _panel(axes: Any, rows: Sequence[Row], against: str) -> None:
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": _colour(row), "alpha": 0.6, "relpos": (0, 0.5)},
         )
+
+
+def _plain_heights(axes: Any) -> None:
+    """Numbers at a logarithmic y axis as they are written, at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _spread(wanted: Sequence[float]) -> list[float]:
