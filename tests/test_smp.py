@@ -269,6 +269,20 @@ def test_compiles_and_exports_as_the_original_does(arch: str) -> None:
             checks.assert_close([exported(image)], [original(image)], 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")
+@pytest.mark.parametrize("arch", ["Unet", "PAN", "FPN"])
+def test_a_trace_of_a_trained_model_holds_at_other_sizes(arch: str) -> None:
+    """Traced sizes are tensors. PAN's are no multiples of its maps' at one image and are so at another."""
+    patched = upswap.patch(build(arch, "resnet18")).eval()
+    with torch.no_grad():
+        for name, parameter in patched.named_parameters():
+            if ".offset." in name:
+                parameter.normal_(std=0.05)
+        traced = torch.jit.trace(patched, torch.randn(1, 3, 128, 128), check_trace=False)
+        for image in (torch.randn(1, 3, 128, 128), torch.randn(2, 3, 192, 160)):
+            checks.assert_close([traced(image)], [patched(image)], 1e-5)
+
+
 @pytest.mark.parametrize("arch", ["Unet", "FPN", "UPerNet"])
 def test_autocast_and_channels_last(arch: str) -> None:
     original = build(arch, "resnet18")

@@ -58,8 +58,8 @@ def whole(n: object) -> int:
     """One entry of a size: an int, which may be symbolic; OptionError otherwise."""
     if isinstance(n, int):
         return n
-    if isinstance(n, torch.SymInt):
-        return n  # type: ignore[return-value]  # int() would tie a compiled graph to this one value
+    if isinstance(n, torch.SymInt) or (torch.jit.is_tracing() and isinstance(n, torch.Tensor)):  # type: ignore[attr-defined]
+        return n  # type: ignore[return-value]  # int() would tie a compiled or traced graph to this one value
     if isinstance(n, Integral):
         return int(n)
     raise OptionError(f"size must be an int or a pair of ints, got {n!r}")

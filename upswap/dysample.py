@@ -218,9 +218,10 @@ class DySample(nn.Module):
         init_pos = None
         # The authors' module rounds init_pos to float32, which float64 shows at scales such as 3: what was loaded is
         # used. In float32 torch's own formula is nearer to the original resize on wide maps.
-        if x.dtype == torch.float64 and self._reads_init_pos() and factors in (None, self.scale):
+        if x.dtype == torch.float64 and self._reads_init_pos():
             vertical, horizontal = self.offset_scale
-            if sampling.known_equal(size, (vertical * x.shape[2], horizontal * x.shape[3])):
+            exact = (vertical * x.shape[2], horizontal * x.shape[3])
+            if factors == self.scale or (factors is None and sampling.known_equal(size, exact)):
                 init_pos = self.init_pos
         reading = Reading(size, factors, scheme, init_pos)
         dense = x.is_contiguous() or layout.is_channels_last(x)  # of other layouts widening would make one of these

@@ -262,6 +262,8 @@ def _offsets(field: Tensor, reading: Reading) -> Tensor:
 def _is_resized(field: Tensor, reading: Reading) -> bool:
     """Whether offsets are predicted at another resolution than that of the output."""
     vertical, horizontal = reading.scheme.cells
+    if reading.factors == reading.scheme.cells:  # whatever the size
+        return False
     return not sampling.known_equal(reading.size, (vertical * field.shape[2], horizontal * field.shape[3]))
 
 

@@ -133,8 +133,11 @@ def scaled_size(size: Pair, scale_factor: Ratio) -> Pair:
 def known_equal(target: Pair, size: Pair) -> bool:
     """Whether two sizes are equal; for symbolic ones, whether they are so at every value they may take.
 
-    Asking symbolic sizes with `==` would tie a compiled graph to the answer, and the next size would recompile it.
+    Asking symbolic sizes with `==` would tie a compiled graph to the answer, and the next size would recompile it. A trace of
+    `torch.jit.trace` keeps the answer whatever comes: there no sizes are known to be equal.
     """
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
     if not torch.compiler.is_compiling():
         return target == size
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy: only where it is needed
