@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import layout, sampling
+from .autograd import differentiable_once, plain_functions_wanted
 from .fused import kernels, wanted
 from .gather import gather, prefers
 from .sampling import Mapping, Pair, Reading, Scheme
-from .wide import differentiable_once, plain_functions_wanted
 
 _BORDER = 1  # grid_sampler's number for padding_mode="border"
 _KERNELS = {"bilinear": 0, "bicubic": 2}  # and for the interpolation

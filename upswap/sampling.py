@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autograd import plain_functions_wanted
 from .layout import is_channels_last
 
 Mode = Literal["nearest", "nearest-exact", "area", "bilinear", "bicubic"]
@@ -282,8 +283,8 @@ def shuffle(field: Tensor, scale: Pair) -> Tensor:
 
 def _shuffles_fast(field: Tensor) -> bool:
     """Whether torch's own pixel_shuffle is the faster way (measured on torch 2.15, on a CPU); it cannot train on no images."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return False  # one graph for all sizes
+    if plain_functions_wanted():  # one graph for all sizes
+        return False
     return field.numel() > 0 and (field.numel() <= _SMALL_FIELD or is_channels_last(field))
 
 
