@@ -32,17 +32,18 @@ import torch
 mark("import torch")
 import segmentation_models_pytorch
 mark("import the host's library")
-from upswap import checkpoint, planning, rewrite
-from upswap.sites import Options
-from upswap.sources import open_source
-from upswap.verify import captured, compare
+from upswap.files import checkpoint
+from upswap.surgery import apply as swapping, planning
+from upswap.plan.plan import Options
+from upswap.files.open_source import open_source
+from upswap.surgery.checking.verification import captured, compare
 mark("import upswap")
 model = open_source("model.pt").model
 mark("load")
 decision = planning.decide(model, None, Options())
 mark("probe and trace")
 before = captured(model, decision.runs)
-rewrite.apply(model, decision.plan, decision.rewritings)
+swapping.apply(model, decision.plan, decision.rewritings)
 mark("swap")
 compare(before, model).check(decision.plan)
 mark("verify")
@@ -77,7 +78,7 @@ def main() -> None:
         )
         seconds([sys.executable, "-c", make], folder, environment)
         alone = [sys.executable, "-c", ALONE]
-        convert = [sys.executable, "-m", "upswap.cli", "convert", "model.pt", "-o", "out.pt", "--force"]
+        convert = [sys.executable, "-m", "upswap", "convert", "model.pt", "-o", "out.pt", "--force"]
         times: dict[str, list[float]] = {"alone": [], "convert": []}
         for _ in range(given.repeats + 1):
             times["alone"].append(seconds(alone, folder, environment)[0])

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from upswap.sites import KINDS
+from upswap.plan.site import KINDS
 
 TESTS = str(Path(__file__).resolve().parents[1] / "tests")
 CHECKS = ("patch", "sites", "step 0", "stand-ins", "graphs", "keys", "training", "learning", "unpatch")

@@ -24,10 +24,10 @@ from typing import Any
 import click
 import psutil
 
-from upswap.zoo import catalog
-from upswap.zoo.engine import run
-from upswap.zoo.journal import Journal
-from upswap.zoo.rows import FORMATS, Row, Settings, Task
+from upswap.apps.zoo import catalog
+from upswap.apps.zoo.engine import run
+from upswap.apps.zoo.journal import Journal
+from upswap.apps.zoo.rows import FORMATS, Row, Settings, Task
 
 ENCODERS = (
     "resnet18,resnet34,resnet50,resnet101,resnext50_32x4d,densenet121,efficientnet-b0,efficientnet-b3,mobilenet_v2,"
@@ -89,7 +89,7 @@ def growth(rows: list[Row]) -> dict[str, float]:
 
 
 def _nursery(process: psutil.Process | None) -> bool:
-    return process is not None and "upswap.zoo.nursery" in " ".join(process.cmdline())
+    return process is not None and "upswap.apps.zoo.nursery" in " ".join(process.cmdline())
 
 
 @click.command()

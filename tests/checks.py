@@ -23,9 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import upswap
-from upswap.flow import tensors_in
-from upswap.inputs import Inputs, copied, map_tensors
-from upswap.variations import images_of
+from upswap.probe.dataflow import tensors_in
+from upswap.probe.inputs.inputs import Inputs, copied, map_tensors
+from upswap.probe.inputs.variations import images_of
 from zoos.case import Arguments, Case
 
 Given = torch.Tensor | Arguments

@@ -225,7 +225,7 @@ def test_channels_last_stays() -> None:
 
 
 def test_a_registered_upsampler_is_used() -> None:
-    from upswap.upsamplers import _FACTORIES
+    from upswap.nn.registry import _FACTORIES
 
     class Deconvolution(nn.Module):
         def __init__(self, channels: int, scale: int) -> None:

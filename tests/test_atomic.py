@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 import upswap
-from upswap import SaveError, atomic
+from upswap import SaveError
+from upswap.files import atomic
 
 FORMS = (".pt", ".safetensors")
 

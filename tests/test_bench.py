@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import upswap
-from upswap.bench import allocator, meters
-from upswap.bench.clock import interleaved, ratio
-from upswap.bench.contenders import CONTENDERS, Settings
-from upswap.bench.models import batched, both, inputs_for
-from upswap.bench.upsampling import Case, sweep
-from upswap.cli import run
-from upswap.flops import count
-from upswap.inputs import Inputs
+from upswap.apps.bench import allocator, meters
+from upswap.apps.bench.clock import interleaved, ratio
+from upswap.apps.bench.contenders import CONTENDERS, Settings
+from upswap.apps.bench.flops import count
+from upswap.apps.bench.models import batched, both, inputs_for
+from upswap.apps.bench.upsampling import Case, sweep
+from upswap.apps.cli import run
+from upswap.probe.inputs.inputs import Inputs
 
 CPU = torch.device("cpu")
 X = torch.randn(2, 8, 6, 5)
@@ -439,7 +439,7 @@ def test_no_matplotlib_is_an_error_before_anything_is_measured(
 def test_its_help_needs_no_torch() -> None:
     code = """
 import sys
-from upswap.cli import run
+from upswap.apps.cli import run
 code = run(["bench", "--help"])
 sys.exit("torch" in sys.modules or code)
 """

@@ -16,8 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import upswap
 from files import assert_same, patched, unet
 from fuzz.guard import Peak
-from upswap import PlanError, SourceError, portable, sources
-from upswap.budget import allocating_at_most, check_numbers
+from upswap import PlanError, SourceError
+from upswap.files import open_source
+from upswap.files.formats import safetensors as portable
+from upswap.files.safety.memory_limit import allocating_at_most, check_numbers
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_models_of_timm_and_torchvision_are_within_it(spec: str, tmp_path: Path)
 
 
 def _comes_back(spec: str, tmp_path: Path) -> None:
-    model = sources.open_source(spec).model.eval()
+    model = open_source.open_source(spec).model.eval()
     path = upswap.save(model, tmp_path / "model.safetensors", source=spec)
     got = upswap.load(path)
     for (name, tensor), (same, other) in zip(model.state_dict().items(), got.state_dict().items(), strict=True):

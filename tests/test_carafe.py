@@ -17,10 +17,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim, export
 
 import upswap
-from upswap.carafe import CARAFE
-from upswap.cli import run
-from upswap.sites import Options
-from upswap.upsamplers import Cascade
+from upswap.apps.cli import run
+from upswap.nn.carafe import CARAFE
+from upswap.nn.composed import Cascade
+from upswap.plan.plan import Options
 
 HALVES = [torch.float16, torch.bfloat16]
 

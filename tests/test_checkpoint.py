@@ -16,8 +16,9 @@ from torch import nn
 
 import upswap
 from files import IMAGES, assert_same, patched, unet
-from upswap import OptionError, PlanError, SourceError, portable
-from upswap.checkpoint import read_header
+from upswap import OptionError, PlanError, SourceError
+from upswap.files.checkpoint import read_header
+from upswap.files.formats import safetensors as portable
 
 # ---- there and back
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import upswap
 from upswap import verify
-from upswap.cli import run
+from upswap.apps.cli import run
 
 UNET = "smp:unet?encoder_name=resnet18&classes=2"
 SITES = [f"decoder.blocks.{i}" for i in range(5)]
@@ -80,7 +80,7 @@ def test_every_option_reaches_the_plan(folder: Path) -> None:
     assert run(["convert", UNET, *arguments, "--include", "decoder.*", "--input-size", "96x64", "-o", "x.pt"]) == 0
     plan = upswap.plan_of(upswap.load("x.pt"))
     assert [site.name for site in plan.swapped] == SITES[:3]
-    assert plan.options == upswap.sites.Options(
+    assert plan.options == upswap.plan.plan.Options(
         style="pl", groups=2, dyscope=True, init="paper", include=("decoder.*",), exclude=("*.4", "*.3")
     )
     assert plan.inputs["args"]["tuple"][0]["tensor"] == [1, 3, 96, 64]
@@ -135,7 +135,7 @@ def test_a_patched_file_is_said_to_be_patched(unet: Path, capsys: pytest.Capture
 def test_what_is_not_equal_is_not_saved(
     unet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from upswap import rewrite
+    from upswap.surgery import apply as rewrite
 
     apply = rewrite.apply
 
@@ -325,15 +325,13 @@ def test_a_file_with_code_of_its_own_is_refused(folder: Path, capsys: pytest.Cap
 
 def test_a_closed_pipe_is_no_error(folder: Path) -> None:
     """`upswap inspect ... | head -1`"""
-    command = f"{sys.executable} -m upswap.cli inspect '{UNET}' --json | head -c 10"
+    command = f"{sys.executable} -m upswap inspect '{UNET}' --json | head -c 10"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr == ""
 
 
 def test_the_script_exits_with_the_code(folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "upswap.cli", "inspect", "missing.pt"], capture_output=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "upswap", "inspect", "missing.pt"], capture_output=True, check=False)
     assert done.returncode == 1
     assert done.stdout == b""

@@ -12,9 +12,9 @@ import torch
 
 import upswap
 from files import IMAGES, assert_same, patched, unet
-from upswap.cli import run
-from upswap.differences import first_difference
-from upswap.inputs import as_inputs
+from upswap.apps.cli import run
+from upswap.probe.inputs.inputs import as_inputs
+from upswap.surgery.checking.first_difference import first_difference
 
 Captured = pytest.CaptureFixture[str]
 FORMS = ("unet.upswap.pt", "unet.upswap.safetensors", "unet-upswap")

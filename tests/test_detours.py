@@ -128,4 +128,4 @@ def test_compiles_whole(cls: type[nn.Module]) -> None:
         args, kwargs = given(original, number)
         with torch.no_grad():
             got: Any = compiled(*args, **kwargs)
-        checks.assert_close(upswap.flow.tensors_in(got), checks.outputs(original, (args, kwargs)), 1e-5)
+        checks.assert_close(upswap.probe.dataflow.tensors_in(got), checks.outputs(original, (args, kwargs)), 1e-5)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from upswap.dysample import DySample
 from upswap.errors import OptionError, ShapeError
+from upswap.nn.dysample import DySample
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.export import Dim, export
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from upswap.dysample import DySample
+from upswap.nn.dysample import DySample
 
 MODULES: dict[str, dict[str, Any]] = {
     "lp": {},

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from upswap.dysample import DySample
+from upswap.nn.dysample import DySample
 
 MODES = [
     ("nearest", False),

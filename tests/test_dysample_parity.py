@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from upswap.bench.reference import ReferenceDySample
-from upswap.dysample import DySample
+from upswap.apps.bench.reference import ReferenceDySample
+from upswap.nn.dysample import DySample
 
 GOLDEN = Path(__file__).parent / "data" / "dysample_reference.safetensors"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}

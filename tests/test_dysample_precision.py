@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upswap.bench.reference import ReferenceDySample
-from upswap.dysample import DySample
+from upswap.apps.bench.reference import ReferenceDySample
+from upswap.nn.dysample import DySample
 
 HALVES = [torch.float16, torch.bfloat16]
 VARIANTS = [("lp", False), ("lp", True), ("pl", False), ("pl", True)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from upswap.dysample import DySample
+from upswap.nn.dysample import DySample
 
 VARIANTS = [("lp", False), ("lp", True), ("pl", False), ("pl", True)]
 RESIZES: list[dict[str, Any]] = [

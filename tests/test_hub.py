@@ -25,8 +25,8 @@ import upswap
 from checks import Given, assert_equal, outputs
 from files import patched
 from upswap import OptionError, SaveError, SourceError, UntrustedFileError, UpswapError, UpswapWarning
-from upswap.cli import run
-from upswap.sources import open_source
+from upswap.apps.cli import run
+from upswap.files.open_source import open_source
 from zoos.transformers_zoo import CASES
 
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -266,7 +266,7 @@ def test_a_class_of_the_users_own_is_passed(cls: type[nn.Module], tmp_path: Path
     upswap.save(patched(model), tmp_path / "folder")
     with pytest.raises(SourceError, match=r"pass it: upswap.load"):
         upswap.load(tmp_path / "folder")
-    assert not upswap.checkpoint.says_how_it_is_built(tmp_path / "folder")
+    assert not upswap.files.checkpoint.says_how_it_is_built(tmp_path / "folder")
     assert_same(cls.from_pretrained(tmp_path / "folder"), fresh)
     assert_same(upswap.load(tmp_path / "folder", cls.from_pretrained(tmp_path / "folder")), model)
 

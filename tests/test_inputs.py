@@ -11,10 +11,11 @@ from torch import nn
 
 import checks
 from upswap import InputError
-from upswap.examples import candidates, example_inputs_for
-from upswap.inputs import Inputs, as_inputs, build, describe, map_tensors
-from upswap.probe import first_that_runs, observe
-from upswap.variations import enlarged, training_inputs
+from upswap.probe.inputs.describe import build, describe
+from upswap.probe.inputs.infer import candidates, example_inputs_for
+from upswap.probe.inputs.inputs import Inputs, as_inputs, map_tensors
+from upswap.probe.inputs.variations import enlarged, training_inputs
+from upswap.probe.observe import first_that_runs, observe
 
 X = torch.zeros(1, 3, 4, 4)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from upswap import layout
+from upswap.nn.sampling import memory_format as layout
 
 SHAPES = [(3, 24, 7, 9), (2, 70, 32, 32), (1, 5, 1, 8), (2, 1, 4, 4), (2, 6, 1, 1), (0, 8, 4, 4), (1, 33, 9, 5)]
 

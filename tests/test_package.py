@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -47,7 +47,7 @@ sys.exit(f"imported: {{found}}" if found else 0)
 def test_help_and_usage_errors_answer_without_torch(arguments: list[str]) -> None:
     code = """
 import sys
-from upswap.cli import run
+from upswap.apps.cli import run
 code = run(sys.argv[1:])
 heavy = [name for name in ("torch", "numpy", "safetensors") if name in sys.modules]
 sys.exit(f"imported: {heavy}" if heavy else code)
@@ -58,16 +58,17 @@ sys.exit(f"imported: {heavy}" if heavy else code)
 
 
 def test_the_public_names_are_what_the_package_lists() -> None:
-    assert sorted(upswap.__all__) == upswap.__all__
-    # Functions and modules share names here; the functions have to win, however a module was imported.
-    for module in ("upsamplers", "verify", "api"):
-        importlib.import_module(f"upswap.{module}")
+    assert len(set(upswap.__all__)) == len(upswap.__all__)
+    assert set(upswap.__all__) <= set(dir(upswap))
+    # A module of a public function's name would hide the function once it is imported.
+    modules = {module.name.rpartition(".")[2] for module in pkgutil.iter_modules(upswap.__path__)}
+    assert not modules & set(upswap.__all__)
     for name in ("inspect", "patch", "unpatch", "verify", "upsamplers", "save", "load"):
         assert callable(getattr(upswap, name)), name
 
 
 def test_the_version_is_one() -> None:
-    done = subprocess.run([sys.executable, "-m", "upswap.cli", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "upswap", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"upswap, version {upswap.__version__}"
     assert (
         tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["version"]["path"] == "upswap/_version.py"
@@ -99,7 +100,7 @@ def test_the_readmes_commands_are_those_ci_runs() -> None:
 
 
 def test_the_readmes_options_exist() -> None:
-    from upswap.cli import cli
+    from upswap.apps.cli import cli
 
     text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
     known = {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
@@ -137,7 +138,7 @@ def test_the_examples_run_one_after_the_other(tmp_path: Path) -> None:
         return done.stdout
 
     step(sys.executable, str(ROOT / "examples" / "make_unet.py"))
-    said = step(sys.executable, "-m", "upswap.cli", "convert", "unet.pt", "--style", "lp", "--groups", "4")
+    said = step(sys.executable, "-m", "upswap", "convert", "unet.pt", "--style", "lp", "--groups", "4")
     assert 'upswap.load("unet.upswap.pt")' in said
     said = step(sys.executable, str(ROOT / "examples" / "finetune.py"), "unet.upswap.pt")
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]

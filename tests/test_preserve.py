@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from upswap.preserve import preserved
+from upswap.probe.preserve import preserved
 
 
 class Restless(nn.Module):

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import upswap
-from upswap.examples import candidates
-from upswap.probe import first_that_runs, needs_fake, observe
-from upswap.survey import survey
+from upswap.probe.inputs.infer import candidates
+from upswap.probe.observe import first_that_runs, needs_fake, observe
+from upswap.probe.survey import survey
 
 
 class Net(nn.Module):

@@ -32,7 +32,8 @@ from torch.utils.data import DataLoader
 
 import upswap
 from files import IMAGES, assert_same, patched, unet
-from upswap import PlanError, rewrite
+from upswap import PlanError
+from upswap.surgery import rewritten_class
 
 VERSION_A = """
     import functools
@@ -692,6 +693,6 @@ def test_pickles_of_changed_classes_name_all_sites(package: Package, tmp_path: P
         PlanError, match=r"does not fit its class.*\n  0\.block:1: Branch\.forward no longer has the call"
     ):
         pickle.loads(content)
-    with pytest.raises(PlanError) as caught, rewrite.all_misfits():
+    with pytest.raises(PlanError) as caught, rewritten_class.all_misfits():
         pickle.loads(content)
     assert re.findall(r"^  (\S+): ", str(caught.value), re.MULTILINE) == ["0.block:1", "2.block:0"]

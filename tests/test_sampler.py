@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from upswap import layout, sampler, sampling
-from upswap.carafe import CARAFE
-from upswap.dysample import DySample
-from upswap.gather import gather, prefers
-from upswap.sampling import Mapping, Reading, Scheme
+from upswap.nn.carafe import CARAFE
+from upswap.nn.dysample import DySample
+from upswap.nn.sampling import memory_format as layout
+from upswap.nn.sampling import positions as sampling
+from upswap.nn.sampling import sampler
+from upswap.nn.sampling.cpu_gather import gather, prefers
+from upswap.nn.sampling.positions import Mapping, Reading, Scheme
 
 VARIANTS = [("lp", False), ("lp", True), ("pl", False), ("pl", True)]
 CALLS: list[dict[str, Any]] = [{}, {"size": (37, 41)}, {"scale_factor": (2.0, 2.5)}]
@@ -61,9 +63,9 @@ def test_every_way_gives_the_same_output_and_gradients(
         "channels_last": gradients(module, x.contiguous(memory_format=torch.channels_last), how),
     }
     assert ways["channels_last"][0].is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr("upswap.dysample.upsample", operator)
+    monkeypatch.setattr("upswap.nn.dysample.upsample", operator)
     ways["operator"] = gradients(module, x, how)
-    monkeypatch.setattr("upswap.dysample.upsample", partial(sampler._forward, plain=True))
+    monkeypatch.setattr("upswap.nn.dysample.upsample", partial(sampler._forward, plain=True))
     expected = gradients(module, x, how)
     for name, got in ways.items():
         for index, (one, other) in enumerate(zip(got, expected, strict=True)):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upswap.sampling import (
+from upswap.nn.sampling.positions import (
     MODES,
     Mapping,
     compute_dtype,

@@ -21,8 +21,13 @@ from torch import nn
 
 import upswap
 from tiny_host import image, tiny
-from upswap import Plan, PlanError, SourceError, portable, rewrite, sites
-from upswap.sites import Location, Options, Site, Step
+from upswap import Plan, PlanError, SourceError
+from upswap.files.formats import description
+from upswap.files.formats import safetensors as portable
+from upswap.plan import site as _site
+from upswap.plan.plan import Options
+from upswap.plan.site import Location, Site, Step
+from upswap.surgery import rewritten_class
 
 STORED = Path(__file__).parent / "data" / "schema1"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "plan.md"
@@ -150,7 +155,7 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_newer_whole_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewrite.Record, "to_dict", lambda self: {**_old_record(self), "schema": 2, "more": 1})
+    monkeypatch.setattr(rewritten_class.Record, "to_dict", lambda self: {**_old_record(self), "schema": 2, "more": 1})
     model = trained()
     torch.save(model, tmp_path / "model.pt")
     content = pickle.dumps(model)
@@ -159,7 +164,7 @@ def test_a_newer_whole_model_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
             load()
 
 
-_old_record = rewrite.Record.to_dict
+_old_record = rewritten_class.Record.to_dict
 
 
 # ---- what is broken
@@ -310,10 +315,10 @@ def test_a_broken_description_of_a_forward_is_an_error_of_the_plan() -> None:
 
 def test_a_broken_record_is_an_error_of_the_plan() -> None:
     record = vars(type(trained().straight))["_upswap_record"].to_dict()
-    assert rewrite.Record.from_dict(record).to_dict() == record
+    assert rewritten_class.Record.from_dict(record).to_dict() == record
     for broken in (None, [], {}, {**record, "sites": 3}, {**record, "path": 4}, {**record, "sites": [{}]}):
         with pytest.raises(PlanError):
-            rewrite.Record.from_dict(broken)
+            rewritten_class.Record.from_dict(broken)
 
 
 # ---- the document
@@ -331,8 +336,8 @@ def test_every_field_is_documented() -> None:
     assert section is not None
     rows = re.findall(r"^\| `(\w+)` \|", section[1], re.MULTILINE)
     # The last is of folders alone (`folder.save`).
-    assert set(rows) == {*portable.describe(trained(), None, {}), "config_builds"}
-    for kind in sites.KINDS:
+    assert set(rows) == {*description.describe(trained(), None, {}), "config_builds"}
+    for kind in _site.KINDS:
         assert f"`{kind}`" in text
 
 

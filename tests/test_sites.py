@@ -5,7 +5,8 @@ import json
 import pytest
 
 from upswap import OptionError, PlanError
-from upswap.sites import Location, Options, Plan, Site, Step
+from upswap.plan.plan import Options, Plan
+from upswap.plan.site import Location, Site, Step
 
 
 def site(name: str = "decoder", **changes: object) -> Site:

@@ -8,9 +8,11 @@ from segmentation_models_pytorch import FPN, Unet
 from torch import nn
 
 from upswap import SourceError, UntrustedFileError
-from upswap.builders import build
-from upswap.sources import open_source, rebuild, rebuilds, spec_of
-from upswap.spec import Spec, parse
+from upswap.architectures.libraries import build
+from upswap.architectures.rebuild import rebuild, rebuilds
+from upswap.architectures.spec import Spec, parse
+from upswap.files.open_source import open_source
+from upswap.files.provenance import spec_of
 
 
 @pytest.mark.parametrize(

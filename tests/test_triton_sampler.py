@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from upswap import triton_sampler
-from upswap.sampling import Mapping, Scheme
+from upswap.nn.sampling import triton_launch as triton_sampler
+from upswap.nn.sampling.positions import Mapping, Scheme
 
 HERE = Path(__file__).parent
 NO_TRITON = importlib.util.find_spec("triton") is None
@@ -30,7 +30,7 @@ def test_what_they_compute_in_the_interpreter(tmp_path: Path) -> None:
 
 
 def test_importing_it_imports_no_triton() -> None:
-    code = "import sys, upswap.triton_sampler; sys.exit('triton' in sys.modules)"
+    code = "import sys, upswap.nn.sampling.triton_launch; sys.exit('triton' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -101,7 +101,7 @@ def test_they_compile_and_keep_to_registers(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from upswap import triton_kernels
+    from upswap.nn.sampling import triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     kernels = triton_kernels.forward_kernel, triton_kernels.backward_kernel

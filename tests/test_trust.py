@@ -23,7 +23,9 @@ from torch import nn
 import upswap
 from files import IMAGES, patched, unet
 from pickles import Call, Global, New, Raw, pickled, records, repacked, write_pt
-from upswap import OptionError, PlanError, SourceError, UntrustedFileError, UpswapWarning, portable, trust
+from upswap import OptionError, PlanError, SourceError, UntrustedFileError, UpswapWarning
+from upswap.files.formats import safetensors as portable
+from upswap.files.safety import allowed_names as trust
 
 
 def module(cls: str, **state: Any) -> New:
@@ -38,7 +40,7 @@ def rewritten(argument: Any) -> Call:
     forward = {"arguments": {"args": {"tuple": [argument]}, "kwargs": {"dict": {}}}, "children": []}
     cls = Global("segmentation_models_pytorch.decoders.fpn.decoder", "FPNBlock")
     record = {"schema": 1, "path": "", "sites": [], "forward": forward}
-    return Call(Global("upswap.rewrite", "_pending"), cls, record, state={})
+    return Call(Global("upswap.surgery", "restore"), cls, record, state={})
 
 
 def attacks(mark: Path) -> dict[str, tuple[Any, str]]:
@@ -105,8 +107,11 @@ def attacks(mark: Path) -> dict[str, tuple[Any, str]]:
             New(Global("torch.nn.modules.linear.Linear", "Linear"), state={}),
             "moved",
         ),
-        "a class of the command line": (Call(Global("upswap.cli", "main"), []), "upswap.cli.main"),
-        "upswap's own rewriting, by its class": (New(Global("upswap.rewrite", "Pending"), state={}), "Pending"),
+        "a class of the command line": (Call(Global("upswap.apps.cli", "main"), []), "upswap.apps.cli.main"),
+        "upswap's own rewriting, by its class": (
+            New(Global("upswap.surgery.rewritten_class", "Pending"), state={}),
+            "Pending",
+        ),
         "a remote caller beside plain values": (
             New(Global("ultralytics.utils.triton", "TritonRemoteModel"), state={"url": "http://localhost"}),
             "TritonRemoteModel",
@@ -138,13 +143,16 @@ def attacks(mark: Path) -> dict[str, tuple[Any, str]]:
             Call(Global("numpy.core.multiarray", "scalar"), Call(Global("numpy", "dtype"), "O8", False, True), b"x"),
             "NumPy",
         ),
-        "a rewritten module of no class": (Call(Global("upswap.rewrite", "_pending"), 1, {"sites": []}), "rewritten"),
+        "a rewritten module of no class": (
+            Call(Global("upswap.surgery", "restore"), 1, {"sites": []}),
+            "rewritten",
+        ),
         "a rewritten module of another class": (
-            Call(Global("upswap.rewrite", "_pending"), Global("torch", "Size"), {"sites": []}, state={}),
+            Call(Global("upswap.surgery", "restore"), Global("torch", "Size"), {"sites": []}, state={}),
             "not a module",
         ),
         "a rewritten module without a description": (
-            Call(Global("upswap.rewrite", "_pending"), module_list, ["sites"], state={}),
+            Call(Global("upswap.surgery", "restore"), module_list, ["sites"], state={}),
             "form upswap does not write",
         ),
         "a module of torch in the place of a number": (rewritten({"dtype": "hub"}), "hub"),

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import upswap
-from upswap.cli import run
-from upswap.sites import Options, Site
-from upswap.upsamplers import _FACTORIES, ENTRY_POINTS, upsampler_names
+from upswap.apps.cli import run
+from upswap.nn.registry import _FACTORIES, ENTRY_POINTS, is_exact, upsampler_names
+from upswap.plan.plan import Options
+from upswap.plan.site import Site
 
 PAGE = Path(__file__).parent.parent / "docs" / "upsamplers.md"
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -217,10 +218,10 @@ def test_an_upsampler_is_held_to_what_it_declares(packages: Path) -> None:
     upswap.register_upsampler("silent")(blurred)
     upswap.register_upsampler("honest", exact=False)(blurred)
     upswap.register_upsampler("sometimes", exact=lambda options: options.init == "match")(blurred)
-    assert Options(upsampler="silent").exact
-    assert not Options(upsampler="honest").exact
-    assert Options(upsampler="sometimes").exact
-    assert not Options(upsampler="sometimes", init="paper").exact
+    assert is_exact(Options(upsampler="silent"))
+    assert not is_exact(Options(upsampler="honest"))
+    assert is_exact(Options(upsampler="sometimes"))
+    assert not is_exact(Options(upsampler="sometimes", init="paper"))
 
     original = unet()
     for name, init, held in (("silent", "paper", True), ("honest", "match", False), ("sometimes", "paper", False)):

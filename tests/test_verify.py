@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import upswap
-from upswap.verify import capture, compare
+from upswap.surgery.checking.verification import capture, compare
 
 
 class Pair(nn.Module):

@@ -24,11 +24,11 @@ import torch
 
 import upswap
 from upswap import FilterError, OptionError, SourceError
-from upswap.cli import run
-from upswap.zoo import catalog
-from upswap.zoo.checks import run_checks
-from upswap.zoo.journal import Journal
-from upswap.zoo.rows import Row, Settings
+from upswap.apps.cli import run
+from upswap.apps.zoo import catalog
+from upswap.apps.zoo.checks import run_checks
+from upswap.apps.zoo.journal import Journal
+from upswap.apps.zoo.rows import Row, Settings
 
 Captured = pytest.CaptureFixture[str]
 
@@ -219,7 +219,7 @@ def test_checks_write_no_models(place: Path, capsys: Captured) -> None:
 def test_each_check_can_fail(place: Path) -> None:
     import nets_of_zoo
 
-    from upswap.verify import capture
+    from upswap.surgery.checking.verification import capture
 
     def broken(change: Any) -> list[str]:
         model = nets_of_zoo.Net().eval()
@@ -342,7 +342,7 @@ def test_workers_may_write_at_the_same_time(tmp_path: Path) -> None:
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "upswap.cli", "zoo", *arguments],
+        [sys.executable, "-m", "upswap", "zoo", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -376,7 +376,7 @@ def test_killed_and_run_again(place: Path) -> None:
     done = list(rows(place / "out"))
     assert 2 <= len(done) < 5
     _, alive = psutil.wait_procs(others, timeout=30)
-    assert not [p for p in alive if "upswap.zoo.nursery" in " ".join(p.cmdline())]
+    assert not [p for p in alive if "upswap.apps.zoo.nursery" in " ".join(p.cmdline())]
     log = built(place)
     again = start(place, *command)
     out, err = again.communicate(timeout=300)

@@ -36,7 +36,7 @@ def kill_a_worker(process: subprocess.Popen[str], folder: Path, root: int) -> se
     def busy() -> psutil.Process | None:
         for each in psutil.Process(root).children(recursive=True):
             try:
-                if "upswap.zoo.nursery" in " ".join(each.cmdline()) and each.children():
+                if "upswap.apps.zoo.nursery" in " ".join(each.cmdline()) and each.children():
                     return each.parent()
             except psutil.NoSuchProcess:
                 continue

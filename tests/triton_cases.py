@@ -22,8 +22,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from test_dysample_parity import golden_cases, golden_tensors, relative_error
-from upswap import DySample, layout, sampling, triton_kernels, triton_sampler
-from upswap.sampling import Mapping, NearestKernel, Scheme
+from upswap import DySample
+from upswap.nn.sampling import memory_format as layout
+from upswap.nn.sampling import positions as sampling
+from upswap.nn.sampling import triton_kernels
+from upswap.nn.sampling import triton_launch as triton_sampler
+from upswap.nn.sampling.positions import Mapping, NearestKernel, Scheme
 
 CUDA = NearestKernel(torch.float32, copies=(1,))
 HALVES = (torch.float16, torch.bfloat16)

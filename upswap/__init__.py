@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 
 if TYPE_CHECKING:
     from .api import freeze_host, inspect, param_groups, parameters, patch, plan_of, unpatch, upsamplers
-    from .checkpoint import load, save
-    from .dysample import DySample
     from .errors import (
         FilterError,
         InputError,
@@ -28,16 +24,21 @@ if TYPE_CHECKING:
         UpswapWarning,
         VerificationError,
     )
-    from .sites import Plan, Site
-    from .upsamplers import register_upsampler
-    from .verify import Report, verify
+    from .files.checkpoint import load, save
+    from .nn.dysample import DySample
+    from .nn.registry import register_upsampler
+    from .plan.plan import Options, Plan
+    from .plan.site import KINDS, Site
+    from .surgery.checking.verification import Report, verify
 
 __all__ = [
+    "KINDS",
     "DySample",
     "FilterError",
     "InputError",
     "NothingToSwapError",
     "OptionError",
+    "Options",
     "Plan",
     "PlanError",
     "Report",
@@ -68,11 +69,11 @@ __all__ = [
 # The public names are imported when they are first asked for: `upswap --help` goes through this file and must not load torch.
 _HOMES = {
     "api": ("freeze_host", "inspect", "param_groups", "parameters", "patch", "plan_of", "unpatch", "upsamplers"),
-    "checkpoint": ("load", "save"),
-    "dysample": ("DySample",),
-    "sites": ("Plan", "Site"),
-    "upsamplers": ("register_upsampler",),
-    "verify": ("Report", "verify"),
+    "files.checkpoint": ("load", "save"),
+    "nn": ("DySample", "register_upsampler"),
+    "plan.plan": ("Options", "Plan"),
+    "plan.site": ("KINDS", "Site"),
+    "surgery.checking.verification": ("Report", "verify"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -88,14 +89,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """Importing a submodule sets it on its package; those named like a public function must not hide that."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

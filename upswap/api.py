@@ -7,14 +7,13 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
-from . import rewrite
-from .errors import OptionError, UpswapWarning
-from .planning import decide, nothing_to_swap
-from .replay import check_plan
-from .sites import Options, Plan
+from .errors import UpswapWarning
+from .plan.plan import Options, Plan
+from .surgery import apply as rewrite
+from .surgery.planning import check_model, decide, nothing_to_swap
+from .surgery.replay import check_plan
 
 Patterns = str | Iterable[str] | None
 
@@ -48,7 +47,7 @@ def patch(
         groups of channels that share sampling points; 4 for lp and 8 for pl by default. dyscope: whether the range of the
         offsets is learned too. init: "match" (the original function) or "paper" (DySample's own initialisation). cascade:
         replace x4 and x8 by chains of x2, as DySample's authors did; step 0 is then not exact. kinds: the kinds of resize
-        to replace; see `upswap.sites.KINDS`. include, exclude: patterns over site names, as `upswap.inspect` lists them.
+        to replace; see `upswap.KINDS`. include, exclude: patterns over site names, as `upswap.inspect` lists them.
         plan: a Plan made before, carried out as it is; the other options are then not read. strict: raise where the
         default is to fall back and say so in the plan. inplace: whether to change `model` or a deep copy of it.
 
@@ -188,28 +187,3 @@ def freeze_host(model: nn.Module) -> nn.Module:
 def _several(value: Patterns) -> tuple[str, ...]:
     """One name or several, as a tuple."""
     return (value,) if isinstance(value, str) else tuple(value or ())
-
-
-def check_model(model: nn.Module) -> None:
-    """`OptionError` for what is not a module that can be rewritten, with the way out."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise OptionError(
-            "this is a TorchScript module, whose code is compiled; patch the Python model it was made from"
-        )
-    if isinstance(model, torch.export.ExportedProgram):
-        raise OptionError(
-            "this is an ExportedProgram, a graph without classes; patch the Python model it was made from"
-        )
-    if not isinstance(model, nn.Module):
-        raise OptionError(f"expected a torch.nn.Module, got a {type(model).__name__}")
-    inside = None if rewrite.is_patched(model) else rewrite.patched_inside(model)
-    if inside is not None:
-        raise OptionError(
-            f"the submodule {inside} is patched already; upswap.unpatch it first, then patch the whole model"
-        )
-    wrapped = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
-    inner = wrapped.get(type(model).__name__)
-    if inner is not None and hasattr(model, inner):
-        raise OptionError(
-            f"this model is wrapped in {type(model).__name__}; patch the model inside, model.{inner}, before it is wrapped"
-        )

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import upswap
-from upswap import sources
+from upswap.files import open_source
 
 #: Whole models of 170 kB: the smallest encoder that timm has for tests, cut short. They take the source and graph routes.
 SPEC = "smp:{}?encoder_name=tu-test_byobnet&encoder_depth=3&decoder_channels={}"
@@ -56,12 +56,12 @@ def seeds() -> tuple[Seed, ...]:
 
 def _whole(architecture: str, channels: str) -> tuple[nn.Module, str]:
     spec = SPEC.format(architecture, channels)
-    return upswap.patch(sources.open_source(spec).model.eval(), torch.zeros(1, 3, 64, 64)), spec
+    return upswap.patch(open_source.open_source(spec).model.eval(), torch.zeros(1, 3, 64, 64)), spec
 
 
 def _decoder() -> nn.Module:
     """UPerNet's decoder alone: the graph route and the source route."""
-    model = sources.open_source(SPEC.format("upernet", "8")).model.eval()
+    model = open_source.open_source(SPEC.format("upernet", "8")).model.eval()
     return upswap.patch(model.decoder, (model.encoder(torch.zeros(1, 3, 64, 64)),))
 
 

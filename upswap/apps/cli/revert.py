@@ -1,0 +1,89 @@
+"""`upswap revert`: the original model back, with the weights its layers have now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import common_options, named
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@click.command(short_help="Give a patched model its fixed upsampling back, with its trained weights.")
+@click.argument("patched", metavar="PATCHED")
+@click.option(
+    "-o", "--output", metavar="OUT", help="File or folder to write.  [default: NAME.reverted.pt for NAME.upswap.pt]"
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--original", metavar="SOURCE", help="What builds the original, where PATCHED does not say: a file or a spec."
+)
+@common_options
+def revert(
+    patched: str, output: str | None, force: bool, original: str | None, trust: tuple[str, ...], as_json: bool
+) -> None:
+    """Take the upsamplers out of PATCHED, a file or folder that upswap wrote, and save the original model.
+
+    The weights of the host's layers are those in PATCHED, trained or not; those of the upsamplers are dropped.
+    """
+    from ... import api
+    from ...errors import PlanError
+    from ...files import checkpoint
+    from ...surgery.apply import is_patched
+    from .tables import progress, stdout
+
+    target = Path(output) if output else default_output(Path(patched))
+    checkpoint.check_target(target, source=patched, force=force)
+    with progress("loading"):
+        model, spec = _open(patched, original, trust)
+    if not is_patched(model):
+        raise PlanError(f"{patched} holds a {type(model).__name__} that is not patched: there is nothing to take out")
+    count = len(api.upsamplers(model))
+    dropped = sum(parameter.numel() for parameter in api.parameters(model))
+    api.unpatch(model)
+    with progress(f"saving {target}"):
+        saved = checkpoint.save(model, target, source=spec or patched, force=force)
+    result: dict[str, Any] = {
+        "source": patched,
+        "model": f"{type(model).__module__}.{type(model).__qualname__}",
+        "saved": str(saved),
+        "upsamplers_removed": count,
+        "parameters_removed": dropped,
+    }
+    if as_json:
+        click.echo(json.dumps(result, indent=2, sort_keys=True))
+        return
+    console = stdout()
+    console.print(
+        f"[bold]{type(model).__name__}[/bold]: {count} upsamplers taken out, {dropped:,} parameters dropped",
+        highlight=False,
+    )
+    console.print(f"saved {saved}", highlight=False, soft_wrap=True)
+
+
+def default_output(patched: Path) -> Path:
+    """Where the original goes.
+
+    >>> default_output(Path("a/unet.upswap.pt")).as_posix(), default_output(Path("a/folder")).as_posix()
+    ('a/unet.reverted.pt', 'a/folder-reverted')
+    """
+    patched = named(patched)
+    if patched.is_dir() or not patched.suffix:
+        return patched.with_name(f"{patched.name}-reverted")
+    return patched.with_name(f"{patched.stem.removesuffix('.upswap')}.reverted{patched.suffix}")
+
+
+def _open(patched: str, original: str | None, trust: tuple[str, ...]) -> tuple[nn.Module, str | None]:
+    """The patched model, and the spec that builds its original where one is known."""
+    from ...files.checkpoint import load, says_how_it_is_built, spec_in
+    from ...files.open_source import open_source
+
+    if original is None or says_how_it_is_built(patched, trust):
+        return load(patched, trust=trust), spec_in(patched)
+    source = open_source(original, trust=trust)
+    return load(patched, source.model, trust=trust), source.spec

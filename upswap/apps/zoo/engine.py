@@ -1,0 +1,162 @@
+"""Tasks to workers, through joblib: processes of this machine, or a cluster of Ray or Dask.
+
+A worker that is lost takes nothing with it but the model it was at: what the journal does not have is handed out again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import OptionError, UpswapError
+from .journal import Journal
+from .nursery import Nursery, worker_name
+from .rows import Row, Task
+
+#: How often in a row workers may be lost without a single model being done.
+_PATIENCE = 3
+
+
+def run(tasks: Sequence[Task], folder: Path, *, jobs: int, backend: str = "local", address: str | None = None) -> None:
+    """Do the tasks; their rows are in the journal in `folder` afterwards.
+
+    `jobs` is the number of workers, -1 for as many as the machine or the cluster has.
+
+    Raises:
+        OptionError: the backend's package is not installed, or there is no cluster at `address`.
+        UpswapError: workers were lost again and again.
+    """
+    import joblib
+
+    journal = Journal(folder)
+    fruitless = 0
+    owner = (socket.gethostname(), os.getpid())
+    with _cluster(backend, address, jobs) as parameters, contextlib.closing(_nursery):
+        while left := [task for task in tasks if task.source not in journal.rows()]:
+            count = len(left)
+            try:
+                with joblib.parallel_config(**parameters):
+                    joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch="n_jobs")(
+                        joblib.delayed(work)(task, str(folder), owner) for task in left
+                    )
+            except Exception as error:  # each engine has its own name for a worker that died
+                done = count - sum(task.source not in journal.rows() for task in left)
+                fruitless = 0 if done else fruitless + 1
+                if fruitless == _PATIENCE:
+                    first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+                    raise UpswapError(
+                        f"the workers were lost {_PATIENCE} times without a model being done: {first[0]}"
+                    ) from error
+
+
+def work(task: Task, folder: str, owner: tuple[str, int]) -> None:
+    """One task, in a worker: done in a child process and written down, unless it has been already."""
+    journal = _journals.setdefault(folder, Journal(Path(folder)))
+    if task.source in journal.rows() or _gone(owner):
+        return
+    row = _nursery.run(task)
+    row.worker = row.worker or worker_name()
+    if not _gone(owner):
+        journal.append(row)
+
+
+class _ThreadsNursery(threading.local):
+    """A nursery for each thread of a worker (Dask's have several), since one does one task at a time."""
+
+    nursery: Nursery | None = None
+
+    def run(self, task: Task) -> Row:
+        if self.nursery is None or not self.nursery.alive:
+            self.nursery = Nursery(task.settings.threads)
+            atexit.register(self.nursery.close)
+        return self.nursery.run(task)
+
+    def close(self) -> None:
+        if self.nursery is not None:
+            atexit.unregister(self.nursery.close)
+            self.nursery.close()
+            self.nursery = None
+
+
+_nursery = _ThreadsNursery()
+_journals: dict[str, Journal] = {}
+
+
+def _gone(owner: tuple[str, int]) -> bool:
+    """Whether the process that started the run is no more; on another machine it cannot be told."""
+    host, pid = owner
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def _cluster(backend: str, address: str | None, jobs: int) -> Iterator[dict[str, Any]]:
+    """What `joblib.parallel_config` takes for a backend, connected while inside."""
+    if backend == "local":
+        if address is not None:
+            raise OptionError("--address is for --backend ray or dask")
+        yield {"backend": "loky", "initializer": _begin_worker, "initargs": (os.getpid(),)} if jobs != 1 else {}
+    elif backend == "ray":
+        with _needs("ray", "pip install 'ray[default]'"):
+            import ray
+            from ray.util.joblib import register_ray
+        register_ray()
+        with _connection(f"Ray at {address or 'this machine'}"):
+            ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
+        try:
+            yield {"backend": "ray"}
+        finally:
+            ray.shutdown()
+    else:
+        with _needs("dask", "pip install 'dask[distributed]'"):
+            from dask.distributed import Client
+        with _connection(f"Dask at {address or 'this machine'}"):
+            client = Client(address, timeout=20)
+        try:
+            yield {"backend": "dask", "wait_for_workers_timeout": 60}
+        finally:
+            client.close()
+
+
+def _begin_worker(owner: int) -> None:
+    """In a local worker: Ctrl-C goes to every process of the terminal, and the main one stops the workers. Where that is
+    killed it cannot, and joblib's workers would stay for minutes: they go by themselves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == owner:  # another one takes over the children of a process that is gone
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _needs(package: str, how: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise OptionError(f"--backend {package} needs the package {package}: {how}") from error
+
+
+@contextlib.contextmanager
+def _connection(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the engines raise whatever their transport does
+        raise OptionError(f"there is no connection to {what}: {error}") from error

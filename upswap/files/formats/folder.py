@@ -1,0 +1,144 @@
+"""A model in the layout of model hubs: a folder that the host library opens as its own, and `upswap.load` as the patched one.
+
+model.safetensors    the host's weights, under the host's names
+upswap.safetensors   the upsamplers' weights
+config.json          the host's configuration, for models of transformers and segmentation_models_pytorch
+upswap.json          the Plan and what else `portable.describe` says; written last: without it the folder is no model
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...architectures.rebuild import rebuild, rebuilds
+from ...architectures.spec import parse
+from ...errors import PlanError, SaveError, SourceError
+from ...surgery.apply import installed
+from .. import atomic
+from ..provenance import same_modules
+from ..safety.memory_limit import check_numbers
+from ..state_dict import separated
+from . import description as _description
+from . import host_folder as hub
+from . import safetensors as portable
+
+DESCRIPTION = "upswap.json"
+UPSAMPLERS = "upswap.safetensors"
+
+
+def save(model: nn.Module, spec: str | None, folder: Path, *, force: bool) -> None:
+    """Write the folder. What other files it has stay (a README, a .git)."""
+    tensors, shared = separated(model)
+    added = _upsampler_keys(model)
+    host = {name: tensor for name, tensor in tensors.items() if name not in added}
+    own = {name: tensor for name, tensor in tensors.items() if name in added}
+    across = [name for name, same in shared.items() if (name in added) != (same in added)]
+    if across:
+        raise SaveError(f"{across[0]} is shared between the host and an upsampler, which a folder cannot hold; use .pt")
+    config = hub.config_of(model, spec)
+    if config is None and hub.has_config(folder):
+        raise SaveError(f"{folder} has a {hub.CONFIG} that is not of this model; name another folder, or remove it")
+    description = _description.describe(model, spec, shared) | {"config_builds": _builds(config, model)}
+    texts = {hub.CONFIG: config, DESCRIPTION: json.dumps(description, indent=2, sort_keys=True)}
+    fills: dict[str, Callable[[Path], None]] = {
+        # transformers opens only files that say they are of PyTorch.
+        hub.WEIGHTS: partial(portable.write, host, {"format": "pt"}),
+        # An older model's upsamplers may not stay where this one has none.
+        **(
+            {UPSAMPLERS: partial(portable.write, own, {"format": "pt"})}
+            if own or (folder / UPSAMPLERS).exists()
+            else {}
+        ),
+        **{name: partial(_write_text, text) for name, text in texts.items() if text is not None},
+    }
+    atomic.write_together(folder, fills, DESCRIPTION, force=force)
+
+
+def check(folder: Path, *, force: bool) -> None:
+    """`SaveError` where `save` would fail for a reason that shows before the work is done."""
+    if folder.is_dir() and not (folder / DESCRIPTION).exists():
+        taken = [name for name in (hub.WEIGHTS, hub.CONFIG, UPSAMPLERS) if (folder / name).exists()]
+        if taken:
+            raise SaveError(
+                f"{folder} holds another model ({', '.join(taken)}), which is not written over; name another"
+            )
+    atomic.check_together(folder, (hub.WEIGHTS, UPSAMPLERS, DESCRIPTION), force=force)
+
+
+def load(folder: Path, model: nn.Module | None, trust: Iterable[str]) -> nn.Module:
+    """The model in a folder that `save` wrote, built from what the folder says or, where it is given, in `model`."""
+    description = read_description(folder)
+    tensors: dict[str, torch.Tensor] = {}
+    for name in (hub.WEIGHTS, UPSAMPLERS) if description.get("plan") else (hub.WEIGHTS,):
+        if not (folder / name).is_file():
+            raise SourceError(f"{folder} is not whole: there is no {name} in it")
+        tensors |= hub.read_tensors(folder / name)
+    return _description.restored(
+        description, tensors, folder, model, lambda: _build(folder, description, tensors, tuple(trust))
+    )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `upswap.json` says; `SourceError` where there is none, with what the folder is instead."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        if hub.has_config(folder):
+            raise SourceError(f"{folder} has no {DESCRIPTION}. If transformers or SMP wrote it, name it hf:{folder}")
+        raise SourceError(f"{folder} is a folder without {DESCRIPTION}; name a file in it")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+    if not found:
+        raise SourceError(f"{path} describes no model")
+    return _description.check_description(found, path)
+
+
+def has_builder(folder: Path, trust: Iterable[str]) -> bool:
+    """Whether `load` needs no `model`."""
+    description = read_description(folder)
+    return rebuilds(description.get("source"), trust) or _has_config(folder, description)
+
+
+def _build(
+    folder: Path, description: dict[str, Any], tensors: dict[str, torch.Tensor], trust: tuple[str, ...]
+) -> nn.Module:
+    source = description.get("source")
+    if not rebuilds(source, trust) and _has_config(folder, description):
+        return hub.build_from_config(folder, tensors)
+    spec = parse(source) if isinstance(source, str) else None
+    if spec is None or spec.scheme == "hf":
+        raise SourceError(f"{folder} does not say how its model is built; pass it: upswap.load({str(folder)!r}, model)")
+    check_numbers(spec.options, tensors, str(folder))
+    return rebuild(str(source), str(folder), trust)
+
+
+def _has_config(folder: Path, description: dict[str, Any]) -> bool:
+    """Whether the folder's `config.json` describes its model."""
+    return description.get("config_builds") is True and hub.has_config(folder)
+
+
+def _builds(config: str | None, model: nn.Module) -> bool:
+    """Whether a `config.json` is enough to build the architecture of `model`, which may be a class of the user's own, or have
+    been changed after it was made."""
+    built = None if config is None else hub.skeleton(model, config)
+    return built is not None and same_modules(model, built)
+
+
+def _upsampler_keys(model: nn.Module) -> set[str]:
+    try:
+        paths = tuple(f"{path}." for path, _ in installed(model))
+    except PlanError:  # not patched
+        return set()
+    return {name for name in model.state_dict() if name.startswith(paths)}
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,73 @@
+"""State dicts: taken from a model without shared memory, and put into one, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import SaveError, SourceError
+
+
+def separated(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The state dict as tensors that share no memory, and for the names left out, the name of the same tensor."""
+    tensors: dict[str, torch.Tensor] = {}
+    shared: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            raise SaveError(
+                f"the state dict has a {type(tensor).__name__} under {name!r}, which .safetensors cannot hold; use .pt"
+            )
+        tensor = tensor.detach()
+        place = tensor.untyped_storage().data_ptr()
+        view = (place, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and view in first:
+            shared[name] = first[view]
+            continue
+        first[view] = name
+        # Another view of a storage already taken: the format has no views, so it becomes a tensor of its own.
+        tensors[name] = (
+            tensor.clone(memory_format=torch.contiguous_format) if place in storages else tensor.contiguous()
+        )
+        storages.add(place)
+    return tensors, shared
+
+
+def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, *, keep_dtype: bool = False) -> None:
+    """`load_state_dict`, strict, with one message; `keep_dtype` makes the model take the dtypes of the file.
+
+    Raises:
+        SourceError: keys or shapes are not those of the model; some of each are named. The model is as it was.
+    """
+    own = model.state_dict()
+    problems = [f"missing: {name}" for name in own if name not in tensors]
+    problems += [f"unexpected: {name}" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise SourceError(
+            f"{path} does not hold the weights of this {type(model).__name__}: {'; '.join(problems[:5])}{more}"
+        )
+    if keep_dtype:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in tensors and tensors[name].dtype != tensor.dtype:
+                tensor.data = tensor.data.to(tensors[name].dtype)
+    model.load_state_dict(tensors, strict=True)
+
+
+def is_state_dict(value: Any) -> bool:
+    """Whether a value is a mapping of tensors, and not an empty one."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    )

@@ -1,0 +1,136 @@
+"""`Site`: one resize call of one module, what was decided about it, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import keyword
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from ..errors import PlanError
+from . import decode as _schema
+from .decode import Rule
+
+
+def child_of(site: Site) -> str:
+    """The name of a site's upsampler in its owner.
+
+    Raises `PlanError` for what is no plain name: a plan may come from a stranger's file, and names become code.
+    """
+    name = (site.module or "").rpartition(".")[2]
+    if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("__"):
+        raise PlanError(f"site {site.name}: {name!r} cannot be the name of a module")
+    return name
+
+
+#: What a resize call is for; FACTS on how each is recognised are in `kinds.py`.
+KINDS: dict[str, str] = {
+    "feature": "a learned feature map, made larger",
+    "logits": "reaches the output with no convolution, linear or norm after it",
+    "image": "comes from the input with no learned operation between",
+    "parameter": "nothing of the model's input flows into it",
+    "context": "a 1x1 or fixed pooled grid: the ratio follows the input size",
+    "mask": "integer or boolean, or consumed by a comparison",
+    "gate": "every consumer is a multiplication or a sigmoid",
+    "identity": "the output has the size of the input",
+    "downsample": "the output is smaller than the input",
+    "sequence": "a 3-D tensor",
+    "volume": "a 5-D tensor",
+    "other": "a resize upswap has no equivalent for",
+}
+
+ROUTES = ("module", "graph", "source")
+
+#: The path of a module, as `get_submodule` takes it; that of the model itself is empty.
+ModulePath = Annotated[str, Rule("the path of a module", re.compile(r"([^.]+(\.[^.]+)*)?").fullmatch)]
+Name = Annotated[str, Rule("a name", bool)]
+Dtype = Annotated[str, Rule("the name of a torch.dtype", str.isidentifier)]
+Count = Annotated[int, Rule("zero or a positive number", lambda value: value >= 0)]
+Positive = Annotated[int, Rule("a positive number", lambda value: value > 0)]
+Ratio = Annotated[float, Rule("a positive number", lambda value: value > 0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One function on the way to a resize call, and the expression in its source that leads on.
+
+    `function` is its qualified name in `module`, `ordinal` tells apart functions of one name (lambdas); `index` tells
+    apart calls written alike in it, of which there are `alike`. `around` has the loops and branches that the call stands
+    in, outermost first, as they are written. `fresh` says that something else calls it than the function before
+    (`torch.utils.checkpoint`), `inner` the same of a function in its text that holds the expression: runs are counted
+    anew in those.
+    """
+
+    function: Name
+    expression: Name
+    index: Count
+    module: str = ""
+    ordinal: Count = 0
+    fresh: bool = False
+    inner: bool = False
+    alike: Positive = 1
+    around: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a call stands: the steps from a method of the owner to the function with the call in it, mostly one.
+
+    `occurrence` counts the runs of the call within one run of the first step (a loop), and is None where every run is
+    meant, because how many there are follows the input; `file` and `line` are those of the call.
+    """
+
+    steps: Annotated[tuple[Step, ...], Rule("a list of one step or more", len)]
+    occurrence: Count | None
+    file: str
+    line: Count
+
+    @property
+    def function(self) -> str:
+        """The qualified name of the owner's method that the way starts in."""
+        return self.steps[0].function
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One resize call of one module, what was decided about it, and why.
+
+    `name` is the path of the owner, the module whose code makes the call ("root" for the model itself), with `ordinal`
+    after a colon where the owner makes several calls. Shapes are those seen at the example size; `scale` is the (h, w)
+    ratio of output to input there, or the scale factor the caller gave, `sized_by` which of the two; `fixed_ratio` says
+    whether the ratio is the same at every input size (None: not known). `other_channels` are further channel counts the
+    same call has; each gets an upsampler. `calls` is how often it ran. `module` is the path of the upsampler: a child of
+    the owner, or of the nearest module above that does not run its children one after the other.
+    """
+
+    name: Name
+    owner: ModulePath
+    owner_class: Name
+    ordinal: Count
+    kind: Annotated[str, _schema.one_of(*KINDS)]
+    op: Annotated[str, _schema.one_of("interpolate", "module")]
+    mode: Name
+    align_corners: bool
+    antialias: bool
+    sized_by: Annotated[str, _schema.one_of("size", "scale_factor")]
+    scale: tuple[Ratio, Ratio]
+    fixed_ratio: bool | None
+    channels: Positive
+    other_channels: tuple[Positive, ...]
+    in_shape: tuple[Count, ...]
+    out_shape: tuple[Count, ...]
+    dtype: Dtype
+    calls: Count
+    location: Location | None
+    swap: bool = False
+    reason: str = ""
+    route: Annotated[str, _schema.one_of(*ROUTES)] | None = None
+    module: ModulePath | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ratio(self) -> str:
+        """The ratio as people write it: `x2`, `x1.5`, `x3,x2`."""
+        height, width = (f"x{value:g}" for value in self.scale)
+        return height if height == width else f"{height},{width}"

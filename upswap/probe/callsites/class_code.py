@@ -1,0 +1,59 @@
+"""What the code of a model's classes says about the modules in it: who runs whatever is put into it, who asks for a
+layer's class."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .functions import names_by_function
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CHILDREN = {"children", "named_children", "_modules"}
+
+
+def runs_its_children(module: nn.Module) -> bool:
+    """Whether a module is one of torch's containers, or its own code goes through its children whatever they are."""
+    return isinstance(module, CONTAINERS) or any(_CHILDREN & names for names in names_by_function(type(module)))
+
+
+def asks_for_layers(model: nn.Module) -> bool:
+    """Whether the code of some module asks if a layer is an `nn.Upsample`."""
+    classes = {type(module) for module in model.modules()}
+    return any(
+        {"isinstance", "Upsample"} <= names
+        for cls in classes
+        if not cls.__module__.startswith("torch.")
+        for names in names_by_function(cls)
+    )
+
+
+#: Parts of the names that functions which resize go by.
+_RESIZES = ("interp", "upsampl", "resize", "upscale", "rescale")
+
+
+def training_matters(model: nn.Module, called: set[str]) -> bool:
+    """Whether some module's own code reads `training`, and names a resize or has parts that can resize and did not run in
+    eval mode.
+
+    `called` are the paths of the modules that ran in eval mode. Layers that only drop or normalise in train mode read it
+    too, but do neither.
+    """
+    names: dict[type, set[str]] = {}
+    resizing: list[str] = []
+    reading: list[str] = []
+    for path, module in model.named_modules():
+        cls = type(module)
+        if cls.__module__.startswith("torch."):
+            if isinstance(module, nn.Upsample) and path not in called:
+                resizing.append(path)
+            continue
+        if cls not in names:
+            names[cls] = set().union(*names_by_function(cls))
+        resizes = any(part in name.lower() for name in names[cls] for part in _RESIZES)
+        if "training" in names[cls]:
+            if resizes:
+                return True
+            reading.append(path)
+        if resizes and path not in called:
+            resizing.append(path)
+    return any(path.startswith(f"{above}." if above else "") for path in resizing for above in reading)

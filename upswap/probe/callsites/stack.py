@@ -1,0 +1,190 @@
+"""The way from a module's own method to a resize call, read off the Python stack.
+
+A module's forward may call other methods of its own, inherited ones through `super()`, functions of another file,
+lambdas, and functions that torch calls for it (`checkpoint`). A `Place` names each function on that way, outermost first,
+with the expression that leads to the next, so that the way can be found again in the source and rewritten.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...errors import RewriteError
+from .functions import reaching
+from .syntax import call_at
+
+Position = tuple[int | None, ...]
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+# Files that may stand between a model's code and the recorder.
+_NOT_THE_MODEL = (F.__file__, sys.modules["torch.overrides"].__file__, nn.modules.module.__file__)
+_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+
+
+class Hop(NamedTuple):
+    """One function on the way, and the (line, column, end line, end column) of the expression in its text that leads on.
+
+    `fresh` says that something else than the function before calls it (`checkpoint`), perhaps again later; `inner` the
+    same of a function inside this one's text that holds the expression. Runs are counted anew in those.
+    """
+
+    code: CodeType
+    position: Position
+    module: str
+    fresh: bool = False
+    inner: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a resize call stands: the hops that lead to it, and how many times they did before in one run of the first.
+
+    `occurrence` None means all the times, where how many there are follows the input. `problem` is why the way cannot be
+    rewritten, for one that does not start in a method of the module.
+    """
+
+    hops: tuple[Hop, ...]
+    occurrence: int | None = 0
+    problem: str = ""
+
+
+class Trail(NamedTuple):
+    """The module whose method a way starts in, the hops, and the frame whose run counts occurrences."""
+
+    owner: nn.Module | None
+    hops: tuple[Hop, ...]
+    counting: FrameType
+    problem: str = ""
+
+
+def trail(frame: FrameType, known: Callable[[nn.Module], bool], boundary: CodeType) -> Trail:
+    """The way to the call that `frame` is making.
+
+    `known` tells the modules of the model; `boundary` is the code that stands around every module's forward. The owner is
+    the nearest module one of whose replaceable methods is on the stack, and the way starts in the outermost method of its
+    that leads there directly.
+    """
+    frames = _frames(frame, boundary)
+    start = next((i for i, f in enumerate(frames) if _is_method(f, known)), None)
+    if start is None:
+        outer = frames[-1] if frames else frame
+        nearest = next((m for m in map(_first_argument, frames) if m is not None and known(m)), None)
+        return Trail(nearest, (), outer, _why_no_method(frames, nearest))
+    owner = _first_argument(frames[start])
+    hops, counting = _hops(frames[: _outermost(frames, start, known) + 1])
+    return Trail(owner, hops, counting)
+
+
+def _frames(frame: FrameType | None, boundary: CodeType) -> list[FrameType]:
+    """The frames of one module's forward, innermost first."""
+    frames: list[FrameType] = []
+    while frame is not None and frame.f_code is not boundary:
+        if frame.f_code.co_filename not in _NOT_THE_MODEL:
+            frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def _first_argument(frame: FrameType) -> nn.Module | None:
+    code = frame.f_code
+    first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    return first if isinstance(first, nn.Module) else None
+
+
+def _is_method(frame: FrameType, known: Callable[[nn.Module], bool]) -> bool:
+    module = _first_argument(frame)
+    return module is not None and known(module) and bool(reaching(type(module), frame.f_code))
+
+
+def _outermost(frames: list[FrameType], start: int, known: Callable[[nn.Module], bool]) -> int:
+    """The index of the outermost method of the same module from which plain calls `self.method(...)` lead to the one at
+    `start`."""
+    for index in range(start + 1, len(frames)):
+        outer = frames[index]
+        if not _is_method(outer, known):
+            if _is_nested(outer.f_code, frames[index + 1 :]):
+                continue
+            return start
+        if _first_argument(outer) is not _first_argument(frames[start]):
+            return start
+        if not all(_within(outer.f_code, between.f_code) for between in frames[start + 1 : index]):
+            return start
+        if not _calls_method(frames[start + 1], frames[start]):
+            return start
+        start = index
+    return start
+
+
+def _is_nested(code: CodeType, outer: list[FrameType]) -> bool:
+    return any(_within(frame.f_code, code) for frame in outer)
+
+
+def _calls_method(caller: FrameType, callee: FrameType) -> bool:
+    """Whether the expression a frame runs is `something.method(...)`, of the method that the callee's frame runs."""
+    try:
+        function = call_at(caller.f_code, position(caller)).func
+    except RewriteError:
+        return False
+    module = _first_argument(callee)
+    return isinstance(function, ast.Attribute) and any(
+        name == function.attr or name.endswith(f"__{function.attr.lstrip('_')}")
+        for name in reaching(type(module), callee.f_code)
+    )
+
+
+def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType]:
+    """The hops from the last of the frames to the first, and the frame that counts."""
+    hops: list[Hop] = []
+    index = len(frames) - 1
+    counting, fresh = frames[index], False
+    while True:
+        current = frames[index]
+        # The innermost function that stands in the text of this one: what calls it in between need not be looked at.
+        text = next((i for i in range(index) if _within(current.f_code, frames[i].f_code)), index)
+        inner = any(not _within(current.f_code, frames[i].f_code) for i in range(text, index))
+        if inner:
+            counting = next(frames[i] for i in range(text, index) if frames[i].f_code.co_name not in _COMPREHENSIONS)
+        module = str(current.f_globals.get("__name__", ""))
+        hops.append(Hop(current.f_code, position(frames[text]), module, fresh, inner))
+        if text == 0:
+            return tuple(hops), counting
+        index = next((i for i in range(text - 1, -1, -1) if not _is_torch(frames[i])), text - 1)
+        fresh = index != text - 1
+        if fresh:
+            counting = frames[index]
+
+
+def _is_torch(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_TORCH)
+
+
+def _within(outer: CodeType, inner: CodeType) -> bool:
+    """Whether a function stands in the text of another."""
+    return any(
+        constant is inner or _within(constant, inner) for constant in outer.co_consts if isinstance(constant, CodeType)
+    )
+
+
+def position(frame: FrameType) -> Position:
+    """(line, column, end line, end column) of the expression a frame is running."""
+    positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    line, end_line, column, end_column = positions
+    return line, column, end_line, end_column
+
+
+def _why_no_method(frames: list[FrameType], nearest: nn.Module | None) -> str:
+    if nearest is not None and "forward" in nearest.__dict__:
+        return "its forward was set on the instance, and would hide a rewritten one"
+    if not frames:
+        return "no Python code of the model makes the call"
+    return f"{frames[-1].f_code.co_qualname} makes the call, which is no method of a module of the model"

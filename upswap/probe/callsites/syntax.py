@@ -1,0 +1,131 @@
+"""The source of functions: their syntax trees, and the calls in them."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import linecache
+from collections.abc import Iterable, Iterator, Sequence
+from types import CodeType
+from typing import NamedTuple
+
+from ...errors import RewriteError
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+# The names that functions made of these have in tracebacks and qualified names.
+_COMPREHENSIONS: dict[type, str] = {
+    ast.ListComp: "<listcomp>",
+    ast.SetComp: "<setcomp>",
+    ast.DictComp: "<dictcomp>",
+    ast.GeneratorExp: "<genexpr>",
+}
+_LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_SHAPES = ("shape", "size", "numel")
+
+
+class Function(NamedTuple):
+    """A function as it stands in a file: `ordinal` counts those of the same qualified name (lambdas, redefinitions)."""
+
+    qualname: str
+    ordinal: int
+    first_line: int
+    node: FunctionNode
+
+
+def function_of(code: CodeType) -> Function:
+    """The function of a code object, with the line numbers of its file.
+
+    Raises `RewriteError` where the source cannot be had or has changed since it was imported.
+    """
+    functions = _functions(code.co_filename, tuple(linecache.getlines(code.co_filename)))
+    found = [f for f in functions if f.first_line == code.co_firstlineno and f.qualname == code.co_qualname]
+    if len(found) > 1:  # lambdas on one line
+        found = [f for f in found if _covers(f.node, code)]
+    if len(found) == 1:
+        return found[0]
+    raise RewriteError(f"the source of {code.co_qualname} is not to be had from {code.co_filename}")
+
+
+def function_node(code: CodeType) -> FunctionNode:
+    """The syntax tree of a function; raises as `function_of` does."""
+    return function_of(code).node
+
+
+def calls_in(node: ast.AST) -> list[ast.Call]:
+    """The calls in a function in the order of the text."""
+    calls = [child for child in ast.walk(node) if isinstance(child, ast.Call)]
+    return sorted(
+        calls, key=lambda call: (call.lineno, call.col_offset, -(call.end_lineno or 0), -(call.end_col_offset or 0))
+    )
+
+
+def call_at(code: CodeType, position: tuple[int | None, ...]) -> ast.Call:
+    """The call at a (line, column, end line, end column) in a function's text; `RewriteError` where there is none."""
+    for call in calls_in(function_node(code)):
+        if (call.lineno, call.col_offset, call.end_lineno, call.end_col_offset) == position:
+            return call
+    raise RewriteError(
+        f"{code.co_qualname} leads there at line {position[0]} by something else than a call (a property, an operator)"
+    )
+
+
+def asks_for_shapes(code: CodeType, position: tuple[int | None, ...], *, anywhere: bool) -> bool:
+    """Whether a branch whose test mentions a shape or size may decide if the call at a position runs, in the loops around it.
+
+    With `anywhere`, in all of the function, which is then itself called in a loop. True where the source cannot be had.
+    """
+    try:
+        function, call = function_node(code), call_at(code, position)
+    except RewriteError:
+        return True
+    loops = [part for part in ast.walk(function) if isinstance(part, _LOOPS) and any(c is call for c in ast.walk(part))]
+    parts = [part for around in ([function] if anywhere else loops) for part in ast.walk(around)]
+    tests = [part.test for part in parts if isinstance(part, ast.If | ast.IfExp | ast.While)]
+    tests += [test for part in parts if isinstance(part, ast.comprehension) for test in part.ifs]
+    return any(isinstance(part, ast.Attribute) and part.attr in _SHAPES for test in tests for part in ast.walk(test))
+
+
+def _covers(node: FunctionNode, code: CodeType) -> bool:
+    """Whether every expression of the code stands inside the node."""
+    start, end = (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
+    return all(
+        start <= (line, column) and (end_line, end_column) <= end
+        for line, end_line, column, end_column in code.co_positions()
+        if None not in (line, end_line, column, end_column) and (column, end_column) != (0, 0)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _functions(filename: str, lines: tuple[str, ...]) -> tuple[Function, ...]:
+    """The functions of a file; none where it does not parse."""
+    try:
+        tree = ast.parse("".join(lines), filename)
+    except SyntaxError:
+        return ()
+    counts: dict[str, int] = {}
+    functions: list[Function] = []
+    for qualname, node in _named([tree], ""):
+        decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
+        first = min([node.lineno, *(d.lineno for d in decorators)])
+        functions.append(Function(qualname, counts.get(qualname, 0), first, node))
+        counts[qualname] = counts.get(qualname, 0) + 1
+    return tuple(functions)
+
+
+def _named(nodes: Iterable[ast.AST], prefix: str) -> Iterator[tuple[str, FunctionNode]]:
+    """The functions in and under some nodes with their qualified names, in the order of the text."""
+    for node in nodes:
+        if isinstance(node, FunctionNode):
+            name = prefix + ("<lambda>" if isinstance(node, ast.Lambda) else node.name)
+            yield name, node
+            body: Sequence[ast.AST] = [node.body] if isinstance(node, ast.Lambda) else node.body
+            # Decorators and defaults run outside it.
+            yield from _named((part for part in ast.iter_child_nodes(node) if part not in body), prefix)
+            yield from _named(body, f"{name}.<locals>.")
+        elif isinstance(node, ast.ClassDef):
+            yield from _named(ast.iter_child_nodes(node), f"{prefix}{node.name}.")
+        elif type(node) in _COMPREHENSIONS:
+            scope = f"{prefix}{_COMPREHENSIONS[type(node)]}.<locals>."
+            yield from _named(ast.iter_child_nodes(node), scope)
+        else:
+            yield from _named(ast.iter_child_nodes(node), prefix)

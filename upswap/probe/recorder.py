@@ -1,0 +1,188 @@
+"""One run of a model seen from inside: every resize call, and the calls of every module."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..errors import InputError
+from .callsites.stack import Place, trail
+from .dataflow import Flow, Node
+from .inputs import describe
+from .inputs.inputs import Inputs
+from .kinds import kind_of
+
+_SIGNATURE = inspect.signature(F.interpolate)
+
+
+@dataclasses.dataclass
+class Call:
+    """One resize call as it was seen to run.
+
+    `without_gradients` says that the model had turned them off, `pooled` that its source's grid was made by an adaptive
+    pooling.
+    """
+
+    owner: str
+    place: Place
+    arguments: dict[str, Any]
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    dtype: torch.dtype
+    without_gradients: bool
+    kind: str = ""
+    reason: str = ""
+    pooled: bool = False
+
+
+@dataclasses.dataclass
+class Entry:
+    """One module's forward on the stack of running ones; `children` are the modules it called and what they gave."""
+
+    module: nn.Module
+    path: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    runs: Counter[Any] = dataclasses.field(default_factory=Counter)
+    frames: list[FrameType] = dataclasses.field(default_factory=list)
+    children: list[Any] = dataclasses.field(default_factory=list)
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees every torch function a model calls."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.flow = Flow()
+        self.flow.add_source((*model.parameters(), *model.buffers()), "parameter")
+        self.names = {id(module): path for path, module in reversed(list(model.named_modules()))}
+        self.stack: list[Entry] = [Entry(model, "", inputs.args, inputs.kwargs)]
+        self.forwards: dict[str, Any] = {}
+        self.called: set[str] = set()
+        #: Whether gradients were on in any module below the model itself.
+        self.gradients = False
+        #: The code that stands around every module's forward while the recorder watches.
+        self.boundary: CodeType = nn.Module.__call__.__code__
+        self._seen: list[tuple[Call, Node]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # an attribute of a tensor: its shape, dtype, device; but `x.mT` is a tensor
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Tensor):
+                self.flow.add_call("view", args, kwargs, result)
+            return result
+        # Kept before the call: an in-place function changes them.
+        bound = _SIGNATURE.bind(*args, **kwargs) if func is F.interpolate else None
+        result = func(*args, **kwargs)
+        node = self.flow.add_call(name, args, kwargs, result)
+        # An upsampler's own resizing of its offsets is no call of the model.
+        if bound is not None and node is not None and not getattr(self.stack[-1].module, "is_upsampler", False):
+            bound.apply_defaults()
+            self._seen.append((self._call(sys._getframe(1), dict(bound.arguments), result), node))
+        return result
+
+    def _call(self, frame: FrameType, arguments: dict[str, Any], result: torch.Tensor) -> Call:
+        source = arguments.pop("input")
+        way = trail(frame, self._knows, self.boundary)
+        owner = way.owner or self.stack[-1].module
+        entry = next((e for e in reversed(self.stack) if e.module is owner), self.stack[-1])
+        # Kept until the owner's forward ends, so that no other frame gets the same id.
+        entry.frames.append(way.counting)
+        run = (id(way.counting), way.hops)
+        place = Place(way.hops, entry.runs[run], way.problem)
+        entry.runs[run] += 1
+        path = self.names[id(owner)]
+        if path not in self.forwards:
+            known = described(Inputs(entry.args, entry.kwargs)) if entry.module is owner else None
+            # The list of children goes on being filled while the owner's forward runs.
+            self.forwards[path] = known and {"arguments": known, "children": entry.children}
+        return Call(
+            path,
+            place,
+            arguments,
+            tuple(source.shape),
+            tuple(result.shape),
+            source.dtype,
+            (not torch.is_grad_enabled() or torch.is_inference_mode_enabled()) and not _is_checkpointed(frame),
+        )
+
+    def _knows(self, module: nn.Module) -> bool:
+        return id(module) in self.names
+
+    def classified(self) -> list[Call]:
+        """The calls with their kinds, once the run is over and everything downstream of them is known."""
+        outputs = set(map(id, self.flow.outputs))
+        for call, node in self._seen:
+            call.pooled = bool(node.inputs) and node.inputs[0].is_pooled()
+        # A model that runs all of itself without gradients is made for inference, and that says nothing of a single call.
+        always = not self.gradients
+        for call, node in self._seen:
+            call.kind, call.reason = kind_of(
+                node,
+                call.in_shape,
+                call.out_shape,
+                call.arguments["mode"],
+                antialias=call.arguments["antialias"],
+                is_output=id(node) in outputs,
+                without_gradients=call.without_gradients and not always,
+            )
+        return [call for call, _ in self._seen]
+
+
+def _is_checkpointed(frame: FrameType | None) -> bool:
+    """Whether `torch.utils.checkpoint` runs this, which turns gradients off at first and computes them in another run."""
+    while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def described(value: Any) -> Any:
+    """`inputs.describe`, or None for what plain data cannot describe."""
+    try:
+        return describe.describe(value)
+    except InputError:
+        return None
+
+
+@contextlib.contextmanager
+def _module_calls(recorder: _Recorder) -> Iterator[None]:
+    """Keep the recorder's stack of running modules, by wrapping `nn.Module.__call__` as torch.fx does when it traces."""
+    original = nn.Module.__call__
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        path = recorder.names.get(id(module))
+        if path is None:
+            return original(module, *args, **kwargs)
+        recorder.called.add(path)
+        recorder.gradients |= bool(path) and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        above = recorder.stack[-1]
+        recorder.stack.append(Entry(module, path, args, kwargs))
+        try:
+            result = original(module, *args, **kwargs)
+        finally:
+            recorder.stack.pop()
+        above.children.append({"path": path.removeprefix(f"{above.path}."), "output": described(result)})
+        return result
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    recorder.boundary = call.__code__
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]

@@ -1,0 +1,258 @@
+"""A model's resize calls as `Site`s: observed at one size, and at a second to tell what follows the input's size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..errors import InputError, RewriteError
+from ..plan.site import Location, Site
+from .callsites.class_code import training_matters
+from .callsites.location import locate
+from .callsites.stack import Hop, Place
+from .callsites.syntax import asks_for_shapes
+from .inputs.infer import candidates
+from .inputs.inputs import Inputs, as_inputs
+from .inputs.variations import enlarged, training_inputs
+from .observe import ModelFailed, Observation, first_that_runs, observe
+from .recorder import Call
+
+_UPSAMPLE_MODULES = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+#: Layers that make a map larger with weights of their own; a model without resize calls has these.
+_LEARNED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.PixelShuffle)
+
+
+@dataclasses.dataclass
+class Survey:
+    """What was found: undecided sites, why some cannot be rewritten, and the runs that showed it: in eval mode at one size
+    or two, and one in train mode where that matters."""
+
+    sites: list[Site]
+    unlocated: dict[str, str]
+    runs: tuple[Observation, ...]
+    trained: Observation | None
+    hints: list[str]
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model was run on first."""
+        return self.runs[0].inputs
+
+    @property
+    def forwards(self) -> dict[str, Any]:
+        """The first forward of each owner as plain data."""
+        return self.runs[0].forwards
+
+
+def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
+    """Find every resize call of `model`, which is left untouched.
+
+    Without `example_inputs`, images of growing size are tried until the model runs. A second run at another size tells
+    ratios the architecture fixes from ones that follow the input; a model that takes one size only has no second run. A
+    model whose own code asks whether it is in train mode is run in train mode too. Raises `InputError` where the model
+    runs on none.
+    """
+    if example_inputs is None:
+        first = first_that_runs(model, candidates(model))
+    else:
+        first = first_that_runs(model, iter([as_inputs(example_inputs)]))
+    # Wider only, which costs less and shows as much; larger both ways for a model that takes square images only.
+    second = _second(model, first, height=False) or _second(model, first, height=True)
+    trained, hint = _trained(model, first) if training_matters(model, first.called) else (None, None)
+    sites, unlocated = _sites(model, first, second, trained)
+    return Survey(sites, unlocated, (first, second) if second else (first,), trained, [hint] if hint else [])
+
+
+def learned_upsampling(model: nn.Module) -> list[str]:
+    """The layers that enlarge maps with weights of their own, as `path (Class)`."""
+    return [
+        f"{path} ({type(module).__name__})" for path, module in model.named_modules() if isinstance(module, _LEARNED)
+    ]
+
+
+def _second(model: nn.Module, first: Observation, *, height: bool) -> Observation | None:
+    try:
+        return observe(model, enlarged(first.inputs, height=height), fake=first.fake)
+    except ModelFailed:
+        return None
+
+
+def _trained(model: nn.Module, first: Observation) -> tuple[Observation | None, str | None]:
+    """A run in train mode, or why there is none."""
+    try:
+        inputs = training_inputs(model, first.inputs)
+        return observe(model, inputs, fake=first.fake, training=True), None
+    except (InputError, ModelFailed) as error:
+        return None, f"it was run in eval mode only, because in train mode it fails on the example inputs: {error}"
+
+
+def _sites(
+    model: nn.Module, first: Observation, second: Observation | None, trained: Observation | None
+) -> tuple[list[Site], dict[str, str]]:
+    varying = _varying(first.calls, second.calls if second else [])
+
+    def place_of(call: Call) -> Place:
+        varies = (call.owner, call.place.hops) in varying
+        return dataclasses.replace(call.place, occurrence=None) if varies else call.place
+
+    owners: dict[str, dict[Place, list[Call]]] = {}
+    for call in first.calls:
+        owners.setdefault(call.owner, {}).setdefault(place_of(call), []).append(call)
+    again: dict[Any, Call] = {}
+    for call in second.calls if second else ():
+        again.setdefault((call.owner, place_of(call)), call)
+        owners.setdefault(call.owner, {}).setdefault(place_of(call), [])
+    # In train mode a call may have other channels, and be one that eval mode does not make.
+    training: dict[str, dict[Place, list[Call]]] = {}
+    for call in trained.calls if trained else ():
+        training.setdefault(call.owner, {}).setdefault(place_of(call), []).append(call)
+        owners.setdefault(call.owner, {}).setdefault(place_of(call), [])
+    sites: list[Site] = []
+    unlocated: dict[str, str] = {}
+    for owner, places in owners.items():
+        module = model.get_submodule(owner)
+        for ordinal, (place, calls) in enumerate(places.items()):
+            base = owner or "root"
+            name = base if len(places) == 1 else f"{base}:{ordinal}"
+            location = None
+            try:
+                location = locate(place)
+            except RewriteError as error:
+                unlocated[name] = str(error)
+            sites.append(
+                _site(
+                    name,
+                    owner,
+                    module,
+                    ordinal,
+                    calls,
+                    training.get(owner, {}).get(place, []),
+                    again.get((owner, place)),
+                    location,
+                )
+            )
+    return sites, unlocated
+
+
+def _varying(first: list[Call], second: list[Call]) -> set[tuple[str, tuple[Hop, ...]]]:
+    """The calls that run a number of times that follows the input: once a detection, or for the maps that need it.
+
+    They are those that two input sizes show to, and those in a loop with a branch that asks for a shape: which of the runs is for
+    which map could change with the input, though their number is the same.
+    """
+
+    def counts(calls: list[Call]) -> dict[tuple[str, tuple[Hop, ...]], int]:
+        found: dict[tuple[str, tuple[Hop, ...]], int] = {}
+        for call in calls:
+            key = (call.owner, call.place.hops)
+            found[key] = max(found.get(key, 0), (call.place.occurrence or 0) + 1)
+        return found
+
+    now, then = counts(first), counts(second)
+    differ = {key for key, count in now.items() if key[1] and then.get(key, count) != count}
+    return differ | {key for key, count in now.items() if count > 1 and _may_shift(key[1])}
+
+
+def _may_shift(hops: tuple[Hop, ...]) -> bool:
+    return any(asks_for_shapes(hop.code, hop.position, anywhere=index > 0) for index, hop in enumerate(hops))
+
+
+def _site(
+    name: str,
+    owner: str,
+    module: nn.Module,
+    ordinal: int,
+    evaluated: list[Call],
+    trained: list[Call],
+    again: Call | None,
+    location: Location | None,
+) -> Site:
+    calls = [*evaluated, *trained] or ([again] if again is not None else [])
+    call = calls[0]
+    kind, reason, shown = _kind(call, again)
+    kinds = sorted({_kind(other, None)[0] for other in evaluated or trained or calls})
+    if len(kinds) > 1 and location is not None and location.occurrence is None and "feature" not in kinds:
+        # What it is for does not change with the size of each map.
+        kind, reason = ("logits" if "logits" in kinds else kind), f"{reason} (a number of times that follows the input)"
+    elif len(kinds) > 1:
+        kind, reason = "other", f"called for several purposes: {', '.join(kinds)}"
+    settings = {(c.arguments["mode"], bool(c.arguments["align_corners"]), c.arguments["antialias"]) for c in calls}
+    if len(settings) > 1:
+        kind, reason = "other", "called in several modes, which one upsampler cannot stand for"
+    if not evaluated and trained:
+        reason += " (in train mode only)"
+    elif not evaluated and kind == "feature":
+        kind, reason = (
+            "other",
+            "made at another input size than the example's; pass example_inputs that lead here to have it swapped",
+        )
+    channels = list(dict.fromkeys(other.in_shape[1] for other in calls))
+    arguments = shown.arguments
+    by_scale, scale = sizing(shown)
+    return Site(
+        name=name,
+        owner=owner,
+        owner_class=f"{type(module).__module__}.{type(module).__qualname__}",
+        ordinal=ordinal,
+        kind=kind,
+        op="module" if type(module) in _UPSAMPLE_MODULES else "interpolate",
+        mode=arguments["mode"],
+        align_corners=bool(arguments["align_corners"]),
+        antialias=bool(arguments["antialias"]),
+        sized_by="scale_factor" if by_scale else "size",
+        scale=scale,
+        fixed_ratio=True if by_scale else None if again is None else _ratio(call) == _ratio(again),
+        channels=channels[0],
+        other_channels=tuple(channels[1:]),
+        in_shape=shown.in_shape,
+        out_shape=shown.out_shape,
+        dtype=str(call.dtype).removeprefix("torch."),
+        calls=len(evaluated or trained or calls),
+        location=location,
+        reason=reason,
+    )
+
+
+def _kind(call: Call, again: Call | None) -> tuple[str, str, Call]:
+    """The kind of a call seen at one or two input sizes, the reason, and the sighting it was read from.
+
+    A small image can make a feature map a single point, or a pooled grid as large as the map it joins; the second size tells.
+    """
+    if call.kind not in ("feature", "context", "identity", "downsample"):
+        return call.kind, call.reason, call
+    if again is None:
+        if call.pooled:
+            return "context", "its source is a pooled grid", call
+        return call.kind, call.reason, call
+    # Small images can leave a single point of any map; only a pooled one stays so.
+    constant = call.in_shape[-2:] == again.in_shape[-2:] and (call.in_shape[-2:] != (1, 1) or again.pooled)
+    if constant and call.out_shape[-2:] != again.out_shape[-2:] and (again.pooled or call.kind != "downsample"):
+        grid = "x".join(map(str, call.in_shape[-2:]))
+        return "context", f"its source is {grid} at every input size: the ratio follows the input", call
+    if call.out_shape[-2:] == again.out_shape[-2:] and call.in_shape[-2:] != again.in_shape[-2:]:
+        grid = "x".join(map(str, call.out_shape[-2:]))
+        return "context", f"its target is {grid} at every input size: the ratio follows the input", call
+    if call.kind != "feature" and again.kind == "feature":
+        return again.kind, again.reason, again
+    return call.kind, call.reason, call
+
+
+def sizing(call: Call) -> tuple[bool, tuple[float, float]]:
+    """Whether a scale factor decides a call's output size, and that factor, or the ratio of the sizes."""
+    arguments = call.arguments
+    by_scale = arguments["size"] is None and not arguments["recompute_scale_factor"] and arguments["mode"] != "area"
+    return by_scale, _pair(arguments["scale_factor"]) if by_scale else _ratio(call)
+
+
+def _ratio(call: Call) -> tuple[float, float]:
+    height, width = (new / old for old, new in zip(call.in_shape[-2:], call.out_shape[-2:], strict=True))
+    return height, width
+
+
+def _pair(factor: Any) -> tuple[float, float]:
+    if not isinstance(factor, Sequence):
+        return float(factor), float(factor)
+    return float(factor[0]), float(factor[-1])

@@ -1,0 +1,153 @@
+"""Carry out a Plan on a model, and undo it.
+
+A module whose forward is rewritten gets a subclass of its own class, made for it: it stays the same object, with the same
+children, parameters, attributes and `isinstance`. Everything is prepared before the first change to the model, so that a
+failure leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ..errors import PlanError
+from ..nn.registry import make_upsampler
+from ..plan.plan import Plan, by_owner
+from ..plan.site import Site, child_of
+from .rewritten_class import Record, _record_of, rewritten_class
+from .routes.choose import Rewriting
+
+_PLAN = "_upswap_plan"
+_ORIGINAL = "_upswap_original"
+
+
+# -- applying a plan ------------------------------------------------------------------------------------------------------
+
+
+def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> None:
+    """Change `model` as `plan` says, with the rewriting of each owner by its path. On any error the model is as it was."""
+    swapped = plan.swapped
+    made = {site.name: _new_upsampler(model, site, plan) for site in swapped}
+    steps: list[Callable[[], None]] = []
+    for path, sites in by_owner(plan.sites).items():
+        if not any(site.swap for site in sites):
+            continue
+        owner = model.get_submodule(path)
+        if sites[0].op == "module":
+            steps.append(_replacing(model, owner, made[sites[0].name]))
+            continue
+        record = Record(path, tuple(sites), plan.calls.get(path))
+        cls = rewritten_class(type(owner), record, rewritings[path])
+        children = [(site, made[site.name]) for site in sites if site.swap]
+        steps.append(_subclassing(model, owner, cls, children))
+    for step in steps:
+        step()
+    model.__dict__[_PLAN] = plan.to_json()
+
+
+def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
+    owner = model.get_submodule(site.owner)
+    near = next(itertools.chain(owner.parameters(), model.parameters(), model.buffers()), None)
+    # Under autocast the tensor at a site has another dtype than the weights around it.
+    dtype = near.dtype if near is not None and near.is_floating_point() else getattr(torch, site.dtype)
+    module = make_upsampler(site, plan.options).to(device=None if near is None else near.device, dtype=dtype)
+    return module.train(owner.training)
+
+
+def _replacing(model: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[], None]:
+    """Replace a module wherever it is registered, carrying over attributes and hooks that are not its class's own."""
+    plain = type(old)().__dict__
+    for name, value in old.__dict__.items():
+        if name not in plain or "_hooks" in name or name in ("scale_factor", "size", "recompute_scale_factor"):
+            new.__dict__[name] = value
+    new.__dict__[_ORIGINAL] = old
+
+    def replace() -> None:
+        _swap_everywhere(model, old, new)
+
+    return replace
+
+
+def _swap_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+
+
+def _subclassing(
+    model: nn.Module, owner: nn.Module, cls: type, children: Sequence[tuple[Site, nn.Module]]
+) -> Callable[[], None]:
+    added = [(_holder(model, site), child_of(site), child) for site, child in children]
+
+    def change() -> None:
+        for holder, name, child in added:
+            holder.add_module(name, child)
+            if holder is not owner:
+                # An attribute but no child: the owner's code finds it there, and does not run it with its children.
+                owner.__dict__[name] = child
+        owner.__class__ = cls
+
+    return change
+
+
+def _holder(model: nn.Module, site: Site) -> nn.Module:
+    """The module among whose children a site's upsampler is."""
+    above = (site.module or "").rpartition(".")[0]
+    if above != site.owner and not site.owner.startswith(f"{above}." if above else ""):
+        raise PlanError(f"site {site.name}: {site.module!r} is not in its owner or a module above it")
+    return model.get_submodule(above)
+
+
+# -- undoing --------------------------------------------------------------------------------------------------------------
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether `apply` has been called on this model, and `undo` has not."""
+    return _PLAN in model.__dict__
+
+
+def patched_inside(model: nn.Module) -> str | None:
+    """The path of a submodule that was patched by itself, or None."""
+    return next((path for path, m in model.named_modules() if path and (_PLAN in m.__dict__ or _record_of(m))), None)
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The Plan a patched model was patched with; `PlanError` where it was not."""
+    if not is_patched(model):
+        raise PlanError(f"this {type(model).__name__} is not patched; upswap.patch(model) does that")
+    return Plan.from_json(model.__dict__[_PLAN])
+
+
+def undo(model: nn.Module) -> None:
+    """Give a patched model its classes, modules and state-dict keys back; trained weights of the host stay."""
+    for site in plan_of(model).swapped:
+        owner = model.get_submodule(site.owner)
+        if _record_of(owner) is None and _ORIGINAL not in owner.__dict__:
+            raise PlanError(
+                f"site {site.name}: the class of {site.owner or 'the model'} was changed after the patch, to "
+                f"{type(owner).__qualname__}; undo that first (parametrisations, sharding)"
+            )
+    for module in list(model.modules()):
+        record = _record_of(module)
+        if record is not None:
+            for site in record.sites:
+                if site.swap:
+                    del _holder(model, site)._modules[child_of(site)]
+                    module.__dict__.pop(child_of(site), None)
+            module.__class__ = type(module).__bases__[0]
+        if _ORIGINAL in module.__dict__:
+            original = module.__dict__[_ORIGINAL]
+            original.train(module.training)
+            _swap_everywhere(model, module, original)
+    del model.__dict__[_PLAN]
+
+
+def installed(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of every upsampler in a patched model."""
+    for site in plan_of(model).swapped:
+        if site.module is not None:
+            yield site.module, model.get_submodule(site.module)

@@ -1,0 +1,223 @@
+"""From a model to a Plan: survey, select, and the first faithful route for every owner."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._version import __version__
+from ..errors import NothingToSwapError, OptionError, RewriteError
+from ..nn.registry import is_exact
+from ..plan.plan import Options, Plan, by_owner
+from ..plan.site import Site
+from ..probe.callsites.class_code import CONTAINERS, asks_for_layers, runs_its_children
+from ..probe.observe import Observation
+from ..probe.recorder import described
+from ..probe.survey import Survey, learned_upsampling, survey
+from . import apply as rewrite
+from .routes.choose import Rewriting, rewrite_owner
+from .selection import select
+from .trial import has_detours, unproved
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """A Plan, the rewriting of each owner by its path, and the runs in eval mode that the Plan was made from."""
+
+    plan: Plan
+    rewritings: dict[str, Rewriting]
+    runs: tuple[Observation, ...]
+
+
+def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
+    """What `patch` would do to `model`, which is left untouched.
+
+    Raises `InputError`, `FilterError`, `OptionError`; with `options.strict`, `RewriteError` for a chosen site that no
+    route can rewrite (it is kept, with the reason, otherwise).
+    """
+    inexact = _inexact(options)  # first: the name may be that of no upsampler
+    found = survey(model, example_inputs)
+    chosen = select(found.sites, options)
+    sites: list[Site] = []
+    calls: dict[str, Any] = {}
+    rewritings: dict[str, Rewriting] = {}
+    owners = {path: _routed(model, path, group, found, options.strict) for path, group in by_owner(chosen).items()}
+    detours = {
+        path: routed for path, (routed, rewriting) in owners.items() if rewriting is not None and has_detours(routed)
+    }
+    if detours:
+        known = {path: rewriting for path, (_, rewriting) in owners.items() if rewriting is not None}
+        runs = [run for run in (found.runs[0], found.trained) if run is not None]
+        found.unlocated.update(unproved(model, detours, known, runs))
+        again = {path: [site for site in chosen if site.owner == path] for path in detours}
+        owners.update({path: _routed(model, path, group, found, options.strict) for path, group in again.items()})
+    for path, (routed, rewriting) in owners.items():
+        sites += routed
+        if rewriting is not None:
+            rewritings[path] = rewriting
+            if rewriting.route == "graph":
+                calls[path] = found.forwards[path]
+    plan = Plan(
+        model_class=class_name(model),
+        options=options,
+        sites=tuple(sites),
+        inputs=described(found.inputs) or {},
+        calls=calls,
+        hints=(*found.hints, *_hints(model, sites, inexact)),
+        upswap_version=__version__,
+    )
+    return Decision(plan, rewritings, found.runs)
+
+
+def class_name(model: nn.Module) -> str:
+    """The importable name of a model's class."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _routed(
+    model: nn.Module, path: str, sites: Sequence[Site], found: Survey, strict: bool
+) -> tuple[list[Site], Rewriting | None]:
+    """The sites of one owner with their routes and upsamplers' paths; kept, with the reason, where no route is faithful."""
+    owner = model.get_submodule(path)
+    checked: list[Site] = []
+    for site in (_as_call(model, owner, site) for site in sites):
+        problem = _problem(model, owner, path, site, found) if site.swap else None
+        if problem is not None:
+            checked.append(_kept(site, problem, strict))
+        elif site.swap:
+            checked.append(dataclasses.replace(site, module=_module_path(model, owner, site, len(sites))))
+        else:
+            checked.append(site)
+    if not any(site.swap for site in checked):
+        return checked, None
+    try:
+        rewriting = rewrite_owner(owner, checked, found.forwards.get(path))
+    except RewriteError as error:
+        return [_kept(site, str(error), strict) if site.swap else site for site in checked], None
+    return [dataclasses.replace(site, route=rewriting.route) if site.swap else site for site in checked], rewriting
+
+
+def _problem(model: nn.Module, owner: nn.Module, path: str, site: Site, found: Survey) -> str | None:
+    """Why a site cannot be rewritten whatever the route, or None."""
+    if site.op == "module":
+        return None
+    if "forward" in owner.__dict__:
+        return "its forward was set on the instance, and would hide a rewritten one"
+    if not path and isinstance(owner, CONTAINERS):
+        return f"the model is itself a {type(owner).__name__}, which runs whatever is put into it"
+    return found.unlocated.get(site.name)
+
+
+def _as_call(model: nn.Module, owner: nn.Module, site: Site) -> Site:
+    """An `nn.Upsample` whose place cannot be taken by a module that is called with the input alone, as the call its
+    forward makes."""
+    if site.op == "module" and site.swap and not _replaceable(model, owner, site):
+        return dataclasses.replace(site, op="interpolate")
+    return site
+
+
+def _replaceable(model: nn.Module, layer: nn.Module, site: Site) -> bool:
+    if (
+        layer is model
+        or getattr(layer, "size", None) is not None
+        or "forward" in layer.__dict__
+        or asks_for_layers(model)
+    ):
+        return False
+    for holder in model.modules():
+        for name, value in holder.__dict__.items():  # a plain list of layers would go on using the old one
+            items = value if isinstance(value, list | tuple) else value.values() if type(value) is dict else ()
+            if not name.startswith("_") and any(item is layer for item in items):
+                return False
+    factor = getattr(layer, "scale_factor", None)
+    factors = factor if isinstance(factor, tuple | list) else (factor,)
+    # One that rounds its output size first has another ratio at every input size.
+    return site.sized_by == "scale_factor" or all(float(value).is_integer() for value in factors if value is not None)
+
+
+def _kept(site: Site, problem: str, strict: bool) -> Site:
+    if strict:
+        raise RewriteError(f"site {site.name}: {problem}; exclude the site, or drop strict to keep it as it is")
+    return dataclasses.replace(site, swap=False, reason=f"cannot be rewritten: {problem}", module=None, route=None)
+
+
+def _module_path(model: nn.Module, owner: nn.Module, site: Site, count: int) -> str:
+    """Where a site's upsampler goes: the replaced layer's own path, or a free name in the owner.
+
+    An owner that runs whatever it contains has none; then the nearest module above does.
+    """
+    if site.op == "module":
+        return site.owner
+    name = "upsample" if count == 1 else f"upsample_{site.ordinal}"
+    holder, above = owner, site.owner
+    while above and runs_its_children(holder):
+        above, _, last = above.rpartition(".")
+        holder, name = model.get_submodule(above), f"{last}_{name}"
+        if not name.isidentifier():
+            name = f"_{name}"
+    while hasattr(owner, name) or hasattr(holder, name):
+        name = f"{name}_{site.ordinal}" if count == 1 else f"{name}_"
+    return f"{above}.{name}" if above else name
+
+
+def _inexact(options: Options) -> list[str]:
+    """What is to be said of an upsampler that is not the original resize at step 0."""
+    name = options.upsampler
+    return (
+        [] if is_exact(options) else [f"{name} with these options is not exact at step 0: the model has to be trained"]
+    )
+
+
+def _hints(model: nn.Module, sites: Sequence[Site], inexact: list[str]) -> list[str]:
+    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    hints = [f"compiled by TorchScript, whose resizes cannot be seen: {', '.join(scripted[:4])}"] if scripted else []
+    if any(site.swap for site in sites):
+        return hints + inexact
+    learned = learned_upsampling(model)
+    shown = ", ".join(learned[:4]) + (f" and {len(learned) - 4} more" if len(learned) > 4 else "")
+    if learned:
+        hints.append(f"it makes maps larger with layers of its own, which upswap leaves alone: {shown}")
+    return hints
+
+
+def nothing_to_swap(plan: Plan) -> NothingToSwapError:
+    """The error for a plan that swaps nothing: what was found instead, and what to do."""
+    name = plan.model_class.rpartition(".")[2]
+    if not plan.sites:
+        found = f"{name} makes no resize call (F.interpolate, nn.Upsample) on the example inputs"
+    else:
+        lines = [f"  {site.name}: {site.kind}: {site.reason}" for site in plan.sites]
+        found = f"{name} has {len(plan.sites)} resize call(s), none of them to be swapped:\n" + "\n".join(lines)
+        kinds = sorted({site.kind for site in plan.sites} & {"logits", "gate", "context"} - set(plan.options.kinds))
+        if kinds:
+            found += f"\nkinds= (--kind) can open: {', '.join(kinds)}"
+    return NothingToSwapError("\n".join([f"nothing to swap: {found}", *plan.hints]))
+
+
+def check_model(model: nn.Module) -> None:
+    """`OptionError` for what is not a module that can be rewritten, with the way out."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise OptionError(
+            "this is a TorchScript module, whose code is compiled; patch the Python model it was made from"
+        )
+    if isinstance(model, torch.export.ExportedProgram):
+        raise OptionError(
+            "this is an ExportedProgram, a graph without classes; patch the Python model it was made from"
+        )
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"expected a torch.nn.Module, got a {type(model).__name__}")
+    inside = None if rewrite.is_patched(model) else rewrite.patched_inside(model)
+    if inside is not None:
+        raise OptionError(
+            f"the submodule {inside} is patched already; upswap.unpatch it first, then patch the whole model"
+        )
+    wrapped = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
+    inner = wrapped.get(type(model).__name__)
+    if inner is not None and hasattr(model, inner):
+        raise OptionError(
+            f"this model is wrapped in {type(model).__name__}; patch the model inside, model.{inner}, before it is wrapped"
+        )

@@ -1,0 +1,202 @@
+"""Does a Plan made before still fit a model? Asked of its classes and their source, and of a run.
+
+The class may be of another version than the one the Plan was made for. Its source shows a call that is gone or has
+company; what mode or ratio a call has, how often it is made and whether it is reached at all can hang on anything, and
+only a run shows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError, PlanError, RewriteError
+from ..plan.plan import Plan, by_owner
+from ..plan.site import Location, Site, Step
+from ..probe.callsites.location import locate
+from ..probe.inputs import describe
+from ..probe.inputs.inputs import Inputs
+from ..probe.observe import REAL_LIMIT, ModelFailed, Observation, observe
+from ..probe.recorder import Call
+from ..probe.survey import sizing
+from .apply import apply
+from .planning import check_model, class_name
+from .routes.choose import Rewriting, replay_owner
+from .routes.refusals import Misfit, does_not_fit
+from .trial import has_detours, unproved
+
+#: Numbers larger than this among the arguments are not run with: a model may count to them, and a file come from a stranger.
+_COUNTABLE = 10_000
+
+
+def check_plan(model: nn.Module, plan: Plan) -> dict[str, Rewriting]:
+    """The rewriting of each owner by its path, for a plan made before.
+
+    Raises `PlanError` naming every site of `plan` that `model` does not have as the plan knew it.
+    """
+    if not plan.swapped:
+        raise PlanError("this plan swaps nothing")
+    if plan.model_class != class_name(model):
+        raise PlanError(f"this plan was made for {plan.model_class}, the model is a {class_name(model)}")
+    rewritings: dict[str, Rewriting] = {}
+    causes: dict[str, str] = {}
+    paths = dict(model.named_modules())
+    for path, sites in by_owner(plan.sites).items():
+        if any(site.swap for site in sites):
+            try:
+                rewritings[path] = _replayed(paths.get(path), path, sites, plan)
+            except Misfit as misfit:
+                causes.update(misfit.causes)
+    if not causes:
+        causes = _seen_to_differ(model, plan, rewritings)
+    if causes:
+        raise does_not_fit("this plan does not fit the model", causes)
+    return rewritings
+
+
+def apply_plan(model: nn.Module, plan: Plan) -> None:
+    """Carry out a plan made before, once it is seen to fit; raises as `check_plan`."""
+    check_model(model)
+    apply(model, plan, check_plan(model, plan))
+
+
+def _replayed(owner: nn.Module | None, path: str, sites: Sequence[Site], plan: Plan) -> Rewriting:
+    swapped = [site for site in sites if site.swap]
+    cause = None
+    if owner is None:
+        cause = f"the model has no module {path!r}"
+    elif class_name(owner) != swapped[0].owner_class:
+        cause = f"{path!r} is a {class_name(owner)}, the plan was made for a {swapped[0].owner_class}"
+    if owner is None or cause is not None:
+        raise Misfit(dict.fromkeys((site.name for site in swapped), str(cause)))
+    return replay_owner(owner, sites, plan.calls.get(path))
+
+
+# -- a run ----------------------------------------------------------------------------------------------------------------
+
+
+def _seen_to_differ(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> dict[str, str]:
+    """The swapped sites that a run on the plan's own inputs shows to be others, and how; none where it cannot be run."""
+    seen = _run(model, plan.inputs)
+    if seen is None:
+        return {}
+    causes: dict[str, str] = {}
+    owners = {path: sites for path, sites in by_owner(plan.sites).items() if any(site.swap for site in sites)}
+    for path, sites in owners.items():
+        causes.update(_compared(sites, [call for call in seen.calls if call.owner == path]))
+    detours = {
+        path: [site for site in sites if _in_eval_mode(site)] for path, sites in owners.items() if has_detours(sites)
+    }
+    detours = {path: sites for path, sites in detours.items() if any(site.swap for site in sites)}
+    if detours and not causes:
+        causes.update(unproved(model, detours, rewritings, [seen]))
+    return causes
+
+
+def _run(model: nn.Module, description: Mapping[str, Any]) -> Observation | None:
+    """One run on inputs as described; None where that is not possible. Small inputs may be run for real."""
+    generator = torch.Generator().manual_seed(0)
+
+    def value(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+        if dtype.is_floating_point:
+            return torch.rand(shape, generator=generator, dtype=torch.float32).to(dtype)
+        return torch.zeros(shape, dtype=dtype)
+
+    near = next(itertools.chain(model.parameters(), model.buffers()), None)
+    device = torch.device("cpu") if near is None else near.device
+    try:
+        # First without memory: a description may be of any size.
+        shapes = describe.build(description, lambda shape, dtype: torch.empty(shape, dtype=dtype, device="meta"))
+        if not isinstance(shapes, Inputs) or _counts_far(shapes):
+            return None
+        if sum(tensor.numel() for tensor in shapes.tensors()) > REAL_LIMIT:
+            return None
+        made = shapes.map(lambda tensor: value(list(tensor.shape), tensor.dtype).to(device))
+    except (InputError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):  # described badly or not at all
+        return None
+    # Never fake where the model is not: a model that caches what it computes would be left with fake tensors.
+    with contextlib.suppress(ModelFailed):
+        return observe(model, made, fake=device.type == "meta")
+    return None
+
+
+def _counts_far(value: Any) -> bool:
+    if isinstance(value, Inputs):
+        return _counts_far((value.args, value.kwargs))
+    if isinstance(value, tuple | list):
+        return any(map(_counts_far, value))
+    if isinstance(value, dict):
+        return any(map(_counts_far, value.values()))
+    return isinstance(value, int | float) and not abs(value) <= _COUNTABLE
+
+
+def _in_eval_mode(site: Site) -> bool:
+    return not site.reason.endswith("(in train mode only)")
+
+
+def _compared(sites: Sequence[Site], calls: Sequence[Call]) -> dict[str, str]:
+    """How the swapped sites of an owner whose forward was run differ from the calls it made."""
+    if sites[0].op == "module":
+        located: list[tuple[Call, Location | None]] = [(call, sites[0].location) for call in calls]
+    else:
+        located = [(call, _location(call)) for call in calls]
+    causes: dict[str, str] = {}
+    known: dict[tuple[Step, ...], set[int | None]] = {}
+    for site in sites:
+        if site.location is not None:
+            known.setdefault(site.location.steps, set()).add(site.location.occurrence)
+    for site in sites:
+        if not site.swap or site.location is None:
+            continue
+        steps, run = site.location.steps, site.location.occurrence
+        made = [(call, where.occurrence) for call, where in located if where is not None and where.steps == steps]
+        mine = [call for call, occurrence in made if run in (None, occurrence)]
+        cause = None
+        if not mine and _in_eval_mode(site):
+            cause = (
+                "the call is not made any more"
+                if run in (None, 0)
+                else f"run {run + 1} of the call is not made any more"
+            )
+        elif None not in known[steps] and any(occurrence not in known[steps] for _, occurrence in made):
+            cause = f"the call is made more often than it was, {len(known[steps])} time(s) in a run of its module"
+        elif mine:
+            cause = _unlike(site, mine)
+        if cause is not None:
+            causes[site.name] = cause
+    new = [where for _, where in located if where is not None and where.steps not in known]
+    if new and not causes:
+        what = f"its module makes a resize call that the plan does not know: `{new[0].steps[-1].expression}`"
+        causes = {site.name: what for site in sites if site.swap}
+    return causes
+
+
+def _location(call: Call) -> Location | None:
+    try:
+        return locate(call.place)
+    except RewriteError:
+        return None
+
+
+def _unlike(site: Site, calls: Sequence[Call]) -> str | None:
+    """How a site's calls differ from what the plan says of it."""
+    known = (site.mode, site.align_corners, site.antialias)
+    for call in calls:
+        given = call.arguments
+        found = (given["mode"], bool(given["align_corners"]), bool(given["antialias"]))
+        if found != known:
+            return (
+                f"it resizes with mode={found[0]!r}, align_corners={found[1]}, antialias={found[2]}, where it had "
+                f"mode={known[0]!r}, align_corners={known[1]}, antialias={known[2]}"
+            )
+        if call.in_shape[1] not in (site.channels, *site.other_channels):
+            return f"it resizes {call.in_shape[1]} channels, where it had {site.channels}"
+    _, ratio = sizing(calls[0])
+    if site.fixed_ratio and ratio != site.scale:
+        return f"it resizes by {ratio}, where it did by {site.scale}"
+    return None

@@ -1,0 +1,131 @@
+"""The subclass that a rewritten module gets, the record it carries, and how both are pickled."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from torch import nn
+
+from ..errors import PlanError, RewriteError
+from ..plan.decode import made
+from ..plan.plan import PLAN_SCHEMA, check_schema
+from ..plan.site import ModulePath, Site
+from .routes.choose import Rewriting, replay_owner
+from .routes.refusals import Misfit, does_not_fit
+
+_RECORD = "_upswap_record"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a rewritten module needs to be rewritten again, as plain data: pickles and copies carry it.
+
+    `path` is the module's in the model, `sites` are all of its sites, and `forward` describes one run of it, which the
+    graph route traces.
+    """
+
+    path: ModulePath
+    sites: tuple[Site, ...]
+    forward: Any
+    schema: int = PLAN_SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain lists and dicts."""
+        return {
+            "path": self.path,
+            "sites": [dataclasses.asdict(site) for site in self.sites],
+            "forward": self.forward,
+            "schema": self.schema,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Record:
+        """The record `to_dict` described; `PlanError` for anything else, and for a newer upswap's."""
+        if not isinstance(data, Mapping):
+            raise PlanError(f"a rewritten module is described by an object, got {type(data).__name__}")
+        check_schema(data.get("schema"), f"the rewritten module {str(data.get('path'))[:80]!r}", None)
+        return made(cls, data, "record")
+
+
+def rewritten_class(original: type, record: Record, rewriting: Rewriting) -> type:
+    """A subclass of the owner's class whose methods send its swapped resize calls through the upsamplers."""
+    namespace = {
+        **rewriting.methods,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__reduce_ex__": _reduce,
+        _RECORD: record,
+    }
+    # Given its base afterwards, so that a base that keeps a register of its subclasses does not hear of this one.
+    metaclass = type(original)
+    cls: type = metaclass(original.__name__, (nn.Module,), namespace)
+    try:
+        cls.__bases__ = (original,)
+    except TypeError as error:
+        names = ", ".join(site.name for site in record.sites if site.swap)
+        raise RewriteError(
+            f"{original.__qualname__} has a memory layout of its own and cannot be subclassed in place ({error}); "
+            f"exclude {names}"
+        ) from error
+    return cls
+
+
+def _record_of(module: nn.Module) -> Record | None:
+    return vars(type(module)).get(_RECORD)
+
+
+# -- pickling -------------------------------------------------------------------------------------------------------------
+
+
+_misfits: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("misfits", default=None)
+
+
+@contextlib.contextmanager
+def all_misfits() -> Iterator[None]:
+    """Inside, a rewritten module that no longer fits its class does not end the unpickling; the end names all of them."""
+    found: dict[str, str] = {}
+    token = _misfits.set(found)
+    try:
+        yield
+    finally:
+        _misfits.reset(token)
+    if found:
+        raise does_not_fit("the rewritten modules in this file do not fit their classes any more", found)
+
+
+class Pending(nn.Module):
+    """A rewritten module between being made by the unpickler and getting its state, when it becomes itself again."""
+
+    def __setstate__(self, state: Any) -> None:
+        original, data = self.__dict__.pop("_target")
+        self.__class__ = original
+        self.__setstate__(state)
+        record = Record.from_dict(data)
+        try:
+            self.__class__ = rewritten_class(original, record, replay_owner(self, record.sites, record.forward))
+        except Misfit as misfit:
+            found = _misfits.get()
+            if found is None:
+                raise does_not_fit("this rewritten module does not fit its class any more", misfit.causes) from misfit
+            found.update(misfit.causes)
+
+
+def restore(original: type, record: Mapping[str, Any]) -> Pending:
+    """What a pickle of a rewritten module calls: the class it had before, and how to rewrite it. No code is in the file."""
+    if not issubclass(original, nn.Module):
+        raise PlanError(f"{original!r} is not a module class")
+    module = Pending.__new__(Pending)
+    module.__dict__["_target"] = (original, record)
+    return module
+
+
+def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    record = _record_of(self)
+    if record is None:  # a class made from the rewritten one later, by parametrisation or sharding
+        return cast(tuple[Any, ...], object.__reduce_ex__(self, protocol))
+    return restore, (type(self).__bases__[0], record.to_dict()), self.__getstate__()

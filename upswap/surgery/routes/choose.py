@@ -1,0 +1,88 @@
+"""The routes by which an owner's resize calls come to go through upsamplers, and the choice of the first faithful one.
+
+- module: an `nn.Upsample` layer is replaced as a whole (`rewrite.py` does that).
+- graph: the forward is traced by FX (`tracer.py`) and its resize nodes become calls of the upsamplers.
+- source: the methods with the calls are compiled again with the call expressions changed (`recompile.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ...errors import RewriteError, UpswapError
+from ...plan.site import Site
+from .graph import graph_forward
+from .refusals import Misfit, NotFaithful
+from .source import source_methods
+
+
+class Rewriting(NamedTuple):
+    """How an owner is rewritten: the route, and the methods that replace its own (none on the module route)."""
+
+    route: str
+    methods: dict[str, Any]
+
+
+def rewrite_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewriting:
+    """The first faithful route for an owner's swapped sites. The owner is not changed.
+
+    `sites` are all sites of the owner; `forward` describes one run of it, as the probe saw it. Raises `RewriteError` where
+    no route is faithful.
+    """
+    if all(site.op == "module" for site in sites):
+        return Rewriting("module", {})
+    if any(site.other_channels for site in sites):
+        return Rewriting("source", source_methods(owner, sites))
+    try:
+        return Rewriting("graph", {"forward": graph_forward(owner, sites, forward)})
+    except NotFaithful:
+        return Rewriting("source", source_methods(owner, sites))
+
+
+def replay_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewriting:
+    """`rewrite_owner` for sites of a Plan made before, perhaps of another version of the owner's class.
+
+    Raises `Misfit` with each swapped site that is not as the Plan knew it.
+    """
+    swapped = [site for site in sites if site.swap]
+    if swapped[0].op == "module":
+        cause = _unlike_layer(owner, swapped[0])
+        if cause is not None:
+            raise Misfit({swapped[0].name: cause})
+    try:
+        return rewrite_owner(owner, sites, forward)
+    except Misfit:
+        raise
+    except RewriteError as error:
+        causes: dict[str, str] = {}
+        for site in swapped:
+            try:
+                source_methods(owner, [site])
+            except RewriteError as alone:
+                causes[site.name] = str(alone)
+        raise Misfit(causes or dict.fromkeys((site.name for site in swapped), str(error))) from error
+    except UpswapError:
+        raise
+    except _DAMAGE as error:
+        cause = f"its description in the plan is damaged ({type(error).__name__}: {error})"
+        raise Misfit(dict.fromkeys((site.name for site in swapped), cause)) from error
+
+
+# What making values from a damaged description raises.
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+
+
+def _unlike_layer(layer: nn.Module, site: Site) -> str | None:
+    """How an `nn.Upsample` differs from the one a site was."""
+    factor = getattr(layer, "scale_factor", None)
+    factors = tuple(factor) if isinstance(factor, tuple | list) else (factor, factor)
+    found = (getattr(layer, "mode", None), bool(getattr(layer, "align_corners", None)), factors)
+    known = (site.mode, site.align_corners, site.scale)
+    if found == known and getattr(layer, "size", None) is None:
+        return None
+    return (
+        f"the layer is now {layer}, where it had mode={known[0]!r}, align_corners={known[1]}, scale_factor={known[2]}"
+    )

@@ -1,0 +1,99 @@
+"""The graph route: the owner's forward traced, and the resize nodes replaced by calls of upsamplers."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from ...plan.site import Site, child_of
+from .refusals import Misfit, NotFaithful
+from .tracer import trace
+
+
+def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> types.FunctionType:
+    """The owner's forward as the code of its FX graph, with the swapped resize nodes calling the upsamplers.
+
+    Raises `NotFaithful` where the graph would not be right for every input.
+    """
+    if forward is None:
+        raise NotFaithful("the arguments of its forward cannot be described as plain data")
+    if len({site.calls for site in sites}) > 1 or any(site.location is None for site in sites):
+        raise NotFaithful("not every forward makes the same resize calls")
+    locations = [site.location for site in sites if site.location is not None]
+    if any(len(location.steps) > 1 or location.function.rpartition(".")[2] != "forward" for location in locations):
+        raise NotFaithful("the resize stands outside its forward")
+    tensor = next(iter((*owner.parameters(), *owner.buffers())), None)
+    device = "cpu" if tensor is None else tensor.device
+    graph = trace(owner, forward, torch.device(device))
+    nodes = [node for node in graph.nodes if node.op == "call_function" and node.target is F.interpolate]
+    if len(nodes) != len(sites):
+        raise NotFaithful(f"the graph has {len(nodes)} resize calls, the probe saw {len(sites)}")
+    causes: dict[str, str] = {}
+    for node, site in zip(nodes, sites, strict=True):
+        if site.swap:
+            unlike = _unlike_node(node, site)
+            if unlike is not None:
+                causes[site.name] = unlike
+            else:
+                _call_upsampler(graph, node, site)
+    if causes:
+        raise Misfit(causes)
+    code = graph.python_code("self")
+    namespace: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, f"<upswap graph of {type(owner).__qualname__}>", "exec"), namespace)  # noqa: S102 - FX wrote it
+    made: types.FunctionType = namespace["forward"]
+    for attribute in ("__doc__", "__module__", "__qualname__", "__annotations__"):
+        setattr(made, attribute, getattr(type(owner).forward, attribute))
+    return made
+
+
+def _call_upsampler(graph: fx.Graph, node: fx.Node, site: Site) -> None:
+    """Put a `call_module` of the site's upsampler in the place of a resize node."""
+    given = _given(node)
+    size = given.get("size")
+    # The upsampler was built for the site's own factor.
+    positional = (given["input"],) if size is None else (given["input"], size)
+    with graph.inserting_before(node):
+        call = graph.call_module(child_of(site), positional)
+    node.replace_all_uses_with(call)
+    graph.erase_node(node)
+
+
+def _given(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a resize node by name."""
+    names = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _unlike_node(node: fx.Node, site: Site) -> str | None:
+    """How a resize node differs from the call a site was: not at all, in the version of the code that was surveyed."""
+    given = _given(node)
+    if any(
+        isinstance(given.get(name), fx.Node)
+        for name in ("mode", "align_corners", "recompute_scale_factor", "scale_factor")
+    ):
+        raise NotFaithful(f"site {site.name}: its mode or scale is an argument")
+    if given.get("recompute_scale_factor"):
+        raise NotFaithful(f"site {site.name}: its scale factor is recomputed at every call")
+    found = (given.get("mode", "nearest"), bool(given.get("align_corners")), bool(given.get("antialias")))
+    known = (site.mode, site.align_corners, site.antialias)
+    if found != known:
+        return f"it resizes with {_settings(*found)}, where it had {_settings(*known)}"
+    channels = given["input"].meta["value"].shape[1]
+    if channels != site.channels:
+        return f"it resizes {channels} channels, where it had {site.channels}"
+    factor = given.get("scale_factor")
+    if given.get("size") is None and factor is not None:
+        factors = tuple(map(float, factor)) if isinstance(factor, list | tuple) else (float(factor), float(factor))
+        if factors != site.scale:
+            return f"it has the scale factor {factor}, where it had {site.scale}"
+    return None
+
+
+def _settings(mode: Any, align_corners: bool, antialias: bool) -> str:
+    return f"mode={mode!r}, align_corners={align_corners}" + (", antialias=True" if antialias else "")

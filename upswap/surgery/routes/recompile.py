@@ -1,0 +1,328 @@
+"""The source route: a method compiled again with its resize calls sent through `runtime.resize`.
+
+Only the call expressions change. Control flow stays the author's own, and so do the file and the line numbers, so that
+tracebacks and breakpoints point at the code one reads. Where the way to a resize leads through other functions, those are
+compiled again too, for this owner alone, and the expressions that call them go through a `Helper`.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import copy
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from types import CellType, CodeType, FunctionType
+from typing import Any, cast
+
+from torch import nn
+
+from ...errors import RewriteError
+from ...plan.site import Step
+from ...probe.callsites.functions import functions_in, loaded
+from ...probe.callsites.location import find_call, is_function
+from ...probe.callsites.syntax import FunctionNode, function_node
+from .runtime import Target, enter, resize
+
+_RUN, _OWNER = "_upswap_run", "_upswap_owner"
+_FUTURES = functools.reduce(
+    int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+)
+
+
+@dataclasses.dataclass
+class Resize:
+    """A resize call to be replaced: what each of its runs goes through, and which counter counts them, if they are
+    counted."""
+
+    step: Step
+    counter: int | None
+    targets: list[Target | None]
+
+
+@dataclasses.dataclass
+class Detour:
+    """A call that leads to functions with resize calls in them: for each function, as its own steps name it, what is
+    replaced there."""
+
+    step: Step
+    functions: list[tuple[Step, list[Resize | Detour]]]
+
+
+Replacement = Resize | Detour
+
+
+def recompile(
+    method: FunctionType, owner: nn.Module, replacements: Sequence[Replacement], counters: int
+) -> FunctionType:
+    """`method` of the module `owner`, with the calls that `replacements` name replaced; its resizes use that many
+    counters in all.
+
+    The new function shares globals, defaults and closure with the old. Raises `RewriteError` where a call cannot be found.
+    """
+    node = _copied(method)
+    arguments = node.args.posonlyargs + node.args.args
+    if not arguments:
+        raise RewriteError(f"{method.__qualname__} names no argument for the module itself")
+    injected = _replace(method, owner, node, replacements, counters, arguments[0].arg)
+    _begin(node, [ast.Assign([ast.Name(_RUN, ast.Store())], _zeros(counters))])
+    return _Template(method, node, injected).bind(method)
+
+
+class Helper:
+    """A function on the way to a resize, or several that one expression may call, compiled again when it is met.
+
+    `owner` and the counters of the run are handed to it as two more keyword arguments.
+    """
+
+    def __init__(
+        self, owner: nn.Module, functions: Sequence[tuple[Step, Sequence[Replacement]]], counters: int, callee: Any
+    ) -> None:
+        self._functions = functions
+        self._counters = counters
+        self._templates: dict[CodeType, _Template | None] = {}
+        # Functions that live as long as their module, found beforehand: torch.compile can look one up, but not make one.
+        self._made: dict[FunctionType, FunctionType] = {}
+        #: Whether torch calls the function for the model, handed to it as an argument.
+        self.indirect = any(step.fresh for step, _ in functions)
+        for value in (callee, *(loaded(step.module, step.function) for step, _ in functions)):
+            for function in functions_in(value):
+                new = self._compiled(function, owner)
+                if new is not None:
+                    self._made[function] = new
+
+    def __deepcopy__(self, memo: Any) -> Helper:
+        return self
+
+    def of(self, function: FunctionType, owner: nn.Module) -> FunctionType | None:
+        """The function compiled again, or None for one the plan does not know."""
+        known = self._made.get(function)
+        return known if known is not None else self._compiled(function, owner)
+
+    def _compiled(self, function: FunctionType, owner: nn.Module) -> FunctionType | None:
+        code = function.__code__
+        if code not in self._templates:
+            self._templates[code] = self._template(function, owner)
+        template = self._templates[code]
+        return None if template is None else template.bind(function)
+
+    def _template(self, function: FunctionType, owner: nn.Module) -> _Template | None:
+        module = function.__globals__.get("__name__", "")
+        for step, replacements in self._functions:
+            if step.function == function.__code__.co_qualname and is_function(step, function.__code__, module):
+                node = _copied(function)
+                injected = _replace(function, owner, node, replacements, self._counters, _OWNER)
+                node.args.kwonlyargs += [ast.arg(_OWNER), ast.arg(_RUN)]
+                node.args.kw_defaults += [None, None]
+                none = ast.Compare(ast.Name(_RUN, ast.Load()), [ast.Is()], [ast.Constant(None)])
+                fresh = ast.Assign([ast.Name(_RUN, ast.Store())], _zeros(self._counters))
+                _begin(node, [ast.If(none, [fresh], [])])
+                return _Template(function, node, injected)
+        return None
+
+
+def _copied(function: FunctionType) -> ast.FunctionDef:
+    """The function's tree, a copy; a lambda's as a function that returns its value."""
+    node = copy.deepcopy(function_node(function.__code__))
+    if isinstance(node, ast.AsyncFunctionDef):
+        raise RewriteError(f"{function.__qualname__} is asynchronous")
+    if isinstance(node, ast.Lambda):
+        definition = cast(ast.FunctionDef, ast.parse("def _upswap_lambda(): pass").body[0])
+        definition.args, definition.body = node.args, [ast.Return(node.body)]
+        return ast.copy_location(definition, node)
+    node.decorator_list = []
+    return node
+
+
+def _replace(
+    function: FunctionType,
+    owner: nn.Module,
+    node: ast.FunctionDef,
+    replacements: Sequence[Replacement],
+    counters: int,
+    owner_name: str,
+) -> dict[str, Any]:
+    """Change the calls in `node`, and give what they need from the function's closure, by name."""
+    injected: dict[str, Any] = {}
+    # Found before any is changed: `find_call` compares texts.
+    calls = [find_call(node, replacement.step) for replacement in replacements]
+    if len(set(map(id, calls))) < len(calls):
+        raise RewriteError(f"one call of {function.__qualname__} is a resize at one time and leads to one at another")
+    parents = {id(child): parent for parent in ast.walk(node) for child in ast.iter_child_nodes(parent)}
+    for index, (call, replacement) in enumerate(zip(calls, replacements, strict=True)):
+        name = f"_upswap_{index}"
+        run: ast.expr = ast.Name(_RUN, ast.Load())
+        if replacement.step.inner:
+            run = _counted_anew(call, parents, node, counters)
+        if isinstance(replacement, Resize):
+            injected[name] = functools.partial(resize, tuple(replacement.targets), replacement.counter)
+        else:
+            callee = _value_of(call.func, function, owner if owner_name != _OWNER else None)
+            helper = Helper(owner, replacement.functions, counters, callee)
+            injected[name] = functools.partial(enter, helper, _names(replacement))
+        inherited = _super_call(call)
+        if inherited is not None:
+            # torch.compile cannot hold `super().forward` as a value, so what it stands for is found beforehand.
+            injected[f"{name}_super"] = _inherited(function, type(owner), *inherited)
+            call.args = [ast.Name(_first_name(node), ast.Load()), *call.args]
+            call.func = ast.Name(f"{name}_super", ast.Load())
+        call.args = [run, ast.Name(owner_name, ast.Load()), call.func, *call.args]
+        call.func = ast.Name(name, ast.Load())
+    return injected
+
+
+def _value_of(node: ast.expr, function: FunctionType, owner: nn.Module | None) -> Any:
+    """What `a` or `a.b.c` stands for in a function, whose first argument is `owner` if one is given; None where that
+    cannot be told."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return None
+    code = function.__code__
+    if node.id in code.co_freevars:
+        cell = (function.__closure__ or ())[code.co_freevars.index(node.id)]
+        value = cell.cell_contents if cell != CellType() else None
+    elif node.id == code.co_varnames[0] and owner is not None:
+        value = owner
+    else:
+        value = None if node.id in code.co_varnames else function.__globals__.get(node.id)
+    for name in names:
+        value = (
+            inspect.getattr_static(value, name, None)
+            if name not in getattr(value, "__dict__", {})
+            else vars(value)[name]
+        )
+    return value
+
+
+def _names(detour: Detour) -> str:
+    """The sites a detour leads to, for a message."""
+    names: list[str] = []
+    for _, replacements in detour.functions:
+        for replacement in replacements:
+            if isinstance(replacement, Resize):
+                names += [target.site for target in replacement.targets if target is not None]
+            else:
+                names.append(_names(replacement))
+    return ", ".join(names)
+
+
+def _counted_anew(call: ast.Call, parents: dict[int, ast.AST], top: ast.AST, counters: int) -> ast.expr:
+    """Counters for a call in a function that is run by something else, perhaps again: made in that function."""
+    around = parents[id(call)]
+    while not isinstance(around, FunctionNode):
+        around = parents[id(around)]
+    if around is top:
+        return ast.Name(_RUN, ast.Load())
+    if isinstance(around, ast.Lambda):
+        return _zeros(counters)
+    begins = around.body[0]
+    if not (isinstance(begins, ast.Assign) and ast.unparse(begins.targets[0]) == _RUN):
+        _begin(around, [ast.Assign([ast.Name(_RUN, ast.Store())], _zeros(counters))])
+    return ast.Name(_RUN, ast.Load())
+
+
+def _begin(node: ast.FunctionDef | ast.AsyncFunctionDef, statements: list[ast.stmt]) -> None:
+    """Put statements first in a function, after its docstring."""
+    start = 1 if ast.get_docstring(node, clean=False) is not None else 0
+    node.body[start:start] = statements
+
+
+def _zeros(count: int) -> ast.List:
+    return ast.List([ast.Constant(0) for _ in range(count)], ast.Load())
+
+
+def _super_call(call: ast.Call) -> tuple[list[ast.expr], str] | None:
+    """The arguments of `super` and the method's name in `super(...).method(...)`."""
+    function = call.func
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Call):
+        inner = function.value
+        if isinstance(inner.func, ast.Name) and inner.func.id == "super":
+            return inner.args, function.attr
+    return None
+
+
+def _first_name(node: ast.FunctionDef) -> str:
+    return (node.args.posonlyargs + node.args.args)[0].arg
+
+
+def _inherited(function: FunctionType, cls: type, arguments: list[ast.expr], name: str) -> Callable[..., Any]:
+    """The function that `super(...).name` stands for in an instance of `cls`."""
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    if arguments:
+        here = function.__globals__.get(ast.unparse(arguments[0]))
+    else:
+        here = cells["__class__"].cell_contents if "__class__" in cells else None
+    after = cls.__mro__[cls.__mro__.index(here) + 1 :] if here in cls.__mro__ else ()
+    for base in after:
+        if isinstance(vars(base).get(name), FunctionType):
+            return cast(Callable[..., Any], vars(base)[name])
+    raise RewriteError(f"{function.__qualname__} calls super().{name}, which cannot be told for a {cls.__qualname__}")
+
+
+class _Template:
+    """A function's changed tree, compiled; it gives new functions with the globals, defaults and closure of old ones."""
+
+    def __init__(self, function: FunctionType, node: ast.FunctionDef, injected: dict[str, Any]) -> None:
+        self._injected = {name: CellType(value) for name, value in injected.items()}
+        code = function.__code__
+        free = [name for name in (*code.co_freevars, *self._injected) if name != "__class__"]
+        tree = ast.parse("def _upswap_factory(): pass")
+        factory = cast(ast.FunctionDef, tree.body[0])
+        # A function around it makes the closure's names free variables; a class of the same name around that gives private
+        # names (`self.__x`) and `super()` their meaning.
+        factory.body = [ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in free]
+        scope = _enclosing_class(code.co_qualname)
+        if scope is not None:
+            definition = cast(ast.ClassDef, ast.parse(f"class {scope}: pass").body[0])
+            definition.body = [node]
+            factory.body.append(definition)
+        else:
+            factory.body.append(node)
+        compiled = compile(
+            ast.fix_missing_locations(tree), code.co_filename, "exec", flags=code.co_flags & _FUTURES, dont_inherit=True
+        )
+        self._code = _code_named(compiled, node.name)
+
+    def bind(self, function: FunctionType) -> FunctionType:
+        """The new function in the place of `function`."""
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        cells.update(self._injected)
+        new = FunctionType(
+            self._code,
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            tuple(cells[name] for name in self._code.co_freevars),
+        )
+        new.__kwdefaults__ = function.__kwdefaults__
+        new.__qualname__ = function.__qualname__
+        functools.update_wrapper(new, function)
+        del new.__dict__["__wrapped__"]
+        return new
+
+
+def _enclosing_class(qualname: str) -> str | None:
+    """The name of the class a function stands in, by its qualified name."""
+    for part in reversed(qualname.split(".<locals>.")):
+        names = part.split(".")
+        if len(names) > 1:
+            return names[-2]
+    return None
+
+
+def _code_named(code: CodeType, name: str) -> CodeType:
+    """The code object of the function `name` inside compiled code."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            if constant.co_name == name:
+                return constant
+            try:
+                return _code_named(constant, name)
+            except RewriteError:
+                continue
+    raise RewriteError(f"{name} was lost in compilation")

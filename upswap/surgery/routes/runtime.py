@@ -1,0 +1,152 @@
+"""What rewritten code calls when it runs: one resize call, sent through the upsampler of its site."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...errors import UpswapWarning
+from ...probe.callsites.functions import replaced
+
+#: The functions that resize, with the arguments their names imply.
+_IMPLIED: dict[Any, dict[str, Any]] = {
+    F.interpolate: {},
+    F.upsample: {},
+    F.upsample_nearest: {"mode": "nearest"},
+    F.upsample_bilinear: {"mode": "bilinear", "align_corners": True},
+}
+
+
+class Target(NamedTuple):
+    """The upsampler of one site and the situation it was made for."""
+
+    site: str
+    child: str
+    channels: tuple[int, ...]
+    mode: str
+    align_corners: bool
+
+
+class Rewriter(Protocol):
+    """What gives functions on the way to a resize their rewritten form (`recompile.Helper`)."""
+
+    indirect: bool
+
+    def of(self, function: FunctionType, owner: nn.Module) -> FunctionType | None:
+        """The function compiled again, or None for one that is not known."""
+
+
+def resize(
+    targets: tuple[Target | None, ...],
+    counter: int | None,
+    run: list[int],
+    owner: nn.Module,
+    original: Callable[..., torch.Tensor],
+    *args: Any,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """The call `original(*args, **kwargs)` of a rewritten function.
+
+    `targets` has an entry for each time this call runs in one forward of its owner; None, and any run beyond those, is
+    the original call. `run[counter]` counts the runs of this call, from 0 in every forward; without a counter, the first
+    target is that of every run.
+    """
+    occurrence = 0
+    if counter is not None:
+        occurrence = run[counter]
+        run[counter] = occurrence + 1
+    target = targets[occurrence] if occurrence < len(targets) else None
+    if target is None:
+        return original(*args, **kwargs)
+    function, given = original, kwargs
+    if isinstance(function, functools.partial):
+        args, given = (*function.args, *args), {**function.keywords, **kwargs}
+        function = function.func
+    if function not in _IMPLIED:
+        _say(f"site {target.site}: the resize was called through {original!r}, which upswap does not know")
+        return function(*args, **given)
+    return through(target, getattr(owner, target.child), *args, **{**_IMPLIED[function], **given})
+
+
+def enter(
+    helper: Rewriter,
+    sites: str,
+    run: list[int],
+    owner: nn.Module,
+    original: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """The call `original(*args, **kwargs)`, which leads to resizes in another function, with that function rewritten.
+
+    The function may be `original`, or be wrapped by it, or (`helper.indirect`) be handed to it to be called: by `checkpoint`.
+    """
+
+    def found(function: FunctionType) -> Any:
+        new = helper.of(function, owner)
+        # What torch calls for the model it may call again later, so that it counts for itself.
+        return new and functools.partial(new, _upswap_owner=owner, _upswap_run=None if helper.indirect else run)
+
+    new = replaced(original, found)
+    if new is not None:
+        return new(*args, **kwargs)
+    if helper.indirect:
+        for index, value in enumerate(args):
+            new = replaced(value, found)
+            if new is not None:
+                return original(*args[:index], new, *args[index + 1 :], **kwargs)
+        for name, value in kwargs.items():
+            new = replaced(value, found)
+            if new is not None:
+                return original(*args, **{**kwargs, name: new})
+    _say(f"{sites}: {original!r} leads to no resize that upswap knows")
+    return original(*args, **kwargs)
+
+
+def through(
+    target: Target,
+    upsampler: nn.Module,
+    input: torch.Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> torch.Tensor:
+    """Upsample `input` of shape (N, C, H, W) as `F.interpolate` would have been asked to.
+
+    A call that is not the one the upsampler was made for is what it was before, that of `F.interpolate`, and a warning
+    names the site.
+    """
+    unlike = None
+    if input.dim() != 4 or input.shape[1] not in target.channels:
+        takes = " or ".join(map(str, target.channels))
+        unlike = f"its upsampler takes (N, {takes}, H, W), this call has {tuple(input.shape)}"
+    elif mode != target.mode or bool(align_corners) != target.align_corners or antialias:
+        unlike = (
+            f"its upsampler stands for mode={target.mode!r}, align_corners={target.align_corners}, this call asks for "
+            f"mode={mode!r}, align_corners={align_corners}, antialias={antialias}"
+        )
+    if unlike is not None:
+        _say(f"site {target.site}: {unlike}")
+        return F.interpolate(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+    if size is None and scale_factor is not None and recompute_scale_factor:
+        factors = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
+        size = [math.floor(n * factor) for n, factor in zip(input.shape[-2:], factors, strict=True)]
+    if size is not None:
+        return upsampler(input, size)
+    return upsampler(input, None, scale_factor)
+
+
+def _say(what: str) -> None:
+    if not torch.compiler.is_compiling():
+        warnings.warn(f"{what}; the original ran", UpswapWarning, stacklevel=4)

@@ -1,0 +1,101 @@
+"""Does rewriting an owner change anything by itself, and is each of its sites reached? Asked with the original resize as
+a stand-in.
+
+Where a site is reached through other functions, whether their rewritten form is the one that runs depends on how they are
+called; a run tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ..errors import UpswapWarning
+from ..nn.sampling import positions as sampling
+from ..plan.site import Site, child_of
+from ..probe.observe import Observation, run_again
+from .routes.choose import Rewriting
+
+
+class _StandIn(nn.Module):
+    """The original resize in an upsampler's place; it knows whether it ran."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+        self.reached = False
+
+    def forward(self, x: torch.Tensor, size: Any = None, scale_factor: Any = None) -> torch.Tensor:
+        self.reached = True
+        mode: Any = self.site.mode  # of a site to swap, one of `sampling.MODES`
+        return sampling.Mapping(mode, self.site.align_corners).resize(x, size, scale_factor)
+
+
+def has_detours(sites: Sequence[Site]) -> bool:
+    """Whether some swapped site is reached through other functions."""
+    return any(site.swap and site.location is not None and len(site.location.steps) > 1 for site in sites)
+
+
+def unproved(
+    model: nn.Module,
+    owners: Mapping[str, Sequence[Site]],
+    rewritings: Mapping[str, Rewriting],
+    runs: Sequence[Observation],
+) -> dict[str, str]:
+    """The sites of rewritten owners that the original runs do not reach when rewritten, and why they cannot be swapped.
+
+    `runs` are the observed ones in eval mode and, where there was one, in train mode. The model is left as found.
+    """
+    stand_ins = {path: [_StandIn(site) for site in sites if site.swap] for path, sites in owners.items()}
+    with _rewritten(model, stand_ins, rewritings), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UpswapWarning)
+        changed = not all(_same(seen.outputs, run_again(model, seen)) for seen in runs)
+    problems: dict[str, str] = {}
+    for path, modules in stand_ins.items():
+        for module in modules:
+            if changed:
+                problems[module.site.name] = f"rewriting {path or 'the model'} changes what the model computes"
+            elif not module.reached:
+                location = module.site.location
+                way = " -> ".join(step.expression for step in location.steps) if location else ""
+                problems[module.site.name] = (
+                    f"the function it stands in is not called in a way that can be rewritten: {way}"
+                )
+    return problems
+
+
+@contextlib.contextmanager
+def _rewritten(
+    model: nn.Module, stand_ins: Mapping[str, Sequence[_StandIn]], rewritings: Mapping[str, Rewriting]
+) -> Iterator[None]:
+    """Inside, the owners run their rewritten methods, with stand-ins that are attributes but no children."""
+    owners = {path: model.get_submodule(path) for path in stand_ins}
+    classes = {path: type(owner) for path, owner in owners.items()}
+    try:
+        for path, owner in owners.items():
+            for module in stand_ins[path]:
+                owner.__dict__[child_of(module.site)] = module
+            owner.__class__ = type(classes[path].__name__, (classes[path],), dict(rewritings[path].methods))
+        yield
+    finally:
+        for path, owner in owners.items():
+            owner.__class__ = classes[path]
+            for module in stand_ins[path]:
+                owner.__dict__.pop(child_of(module.site), None)
+
+
+def _same(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> bool:
+    return len(expected) == len(got) and all(
+        a.shape == b.shape and (_has_no_values(a) or torch.equal(a.nan_to_num(), b.nan_to_num()))
+        for a, b in zip(expected, got, strict=True)
+    )
+
+
+def _has_no_values(tensor: torch.Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
