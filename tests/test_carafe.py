@@ -20,6 +20,7 @@ import upswap
 from upswap.apps.cli import run
 from upswap.nn.carafe import CARAFE
 from upswap.nn.composed import Cascade
+from upswap.nn.registry import is_exact
 from upswap.plan.plan import Options
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -421,10 +422,10 @@ def test_options_it_would_ignore_are_refused(name: str, value: Any) -> None:
 
 
 def test_it_is_declared_not_to_be_exact() -> None:
-    assert not Options(upsampler="carafe").exact
-    assert Options().exact
-    assert not Options(init="paper").exact
-    assert not Options(cascade=True).exact
+    assert not is_exact(Options(upsampler="carafe"))
+    assert is_exact(Options())
+    assert not is_exact(Options(init="paper"))
+    assert not is_exact(Options(cascade=True))
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -677,7 +677,8 @@ def test_other_processes_have_the_same_model(tmp_path: Path, monkeypatch: pytest
     dataset = worker_side.Computed(model, IMAGES)
     loader = DataLoader(dataset, batch_size=len(IMAGES), num_workers=1, multiprocessing_context="spawn")
     (batch,) = list(loader)
-    torch.testing.assert_close(batch, expected, rtol=1e-5, atol=1e-5)  # one image at a time
+    # One image at a time, by kernels that sum in another order.
+    torch.testing.assert_close(batch, expected, rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(batch, torch.stack([dataset[index] for index in range(len(IMAGES))]), rtol=0, atol=0)
 
 

@@ -113,7 +113,7 @@ class Watch:
             if code.co_name == "parse" and code.co_filename.endswith("ast.py"):
                 return True
             if code.co_filename.endswith(
-                ("upswap/recompile.py", "upswap/routes.py", "collections/__init__.py", "dataclasses.py")
+                ("routes/recompile.py", "routes/graph.py", "collections/__init__.py", "dataclasses.py")
             ):
                 return True
             if "/torch/fx/" in code.co_filename or "/torch/_" in code.co_filename:
