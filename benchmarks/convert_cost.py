@@ -36,13 +36,13 @@ from upswap.files import checkpoint
 from upswap.surgery import apply as swapping, planning
 from upswap.plan.plan import Options
 from upswap.files.open_source import open_source
-from upswap.surgery.checking.verification import captured, compare
+from upswap.surgery.checking.verification import capture_from_runs, compare
 mark("import upswap")
 model = open_source("model.pt").model
 mark("load")
 decision = planning.decide(model, None, Options())
 mark("probe and trace")
-before = captured(model, decision.runs)
+before = capture_from_runs(model, decision.runs)
 swapping.apply(model, decision.plan, decision.rewritings)
 mark("swap")
 compare(before, model).check(decision.plan)

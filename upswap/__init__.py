@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .api import freeze_host, inspect, param_groups, parameters, patch, plan_of, unpatch, upsamplers
+    from .api import (
+        Conversion,
+        convert,
+        freeze_host,
+        inspect,
+        param_groups,
+        parameters,
+        patch,
+        plan_of,
+        unpatch,
+        upsamplers,
+    )
     from .errors import (
         FilterError,
         InputError,
@@ -29,10 +40,11 @@ if TYPE_CHECKING:
     from .nn.registry import register_upsampler
     from .plan.plan import Options, Plan
     from .plan.site import KINDS, Site
-    from .surgery.checking.verification import Report, verify
+    from .surgery.checking.verification import Report, capture, compare, verify
 
 __all__ = [
     "KINDS",
+    "Conversion",
     "DySample",
     "FilterError",
     "InputError",
@@ -52,6 +64,9 @@ __all__ = [
     "UpswapWarning",
     "VerificationError",
     "__version__",
+    "capture",
+    "compare",
+    "convert",
     "freeze_host",
     "inspect",
     "load",
@@ -68,12 +83,23 @@ __all__ = [
 
 # The public names are imported when they are first asked for: `upswap --help` goes through this file and must not load torch.
 _HOMES = {
-    "api": ("freeze_host", "inspect", "param_groups", "parameters", "patch", "plan_of", "unpatch", "upsamplers"),
+    "api": (
+        "Conversion",
+        "convert",
+        "freeze_host",
+        "inspect",
+        "param_groups",
+        "parameters",
+        "patch",
+        "plan_of",
+        "unpatch",
+        "upsamplers",
+    ),
     "files.checkpoint": ("load", "save"),
     "nn": ("DySample", "register_upsampler"),
     "plan.plan": ("Options", "Plan"),
     "plan.site": ("KINDS", "Site"),
-    "surgery.checking.verification": ("Report", "verify"),
+    "surgery.checking.verification": ("Report", "capture", "compare", "verify"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

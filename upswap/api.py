@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import difflib
+import html
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from .errors import UpswapWarning
+from .errors import InputError, OptionError, UpswapWarning
+from .files import checkpoint
+from .files.naming import converted_name
+from .files.open_source import open_source
+from .nn.dysample import Init, Style
 from .plan.plan import Options, Plan
+from .probe.inputs.infer import example_inputs_for
 from .surgery import apply as rewrite
-from .surgery.planning import check_model, decide, nothing_to_swap
+from .surgery.checking.verification import Report, capture, compare
+from .surgery.operation import Operation
+from .surgery.planning import check_model, decide
 from .surgery.replay import check_plan
+
+M = TypeVar("M", bound=nn.Module)
 
 Patterns = str | Iterable[str] | None
 
 
 def patch(
-    model: nn.Module,
+    model: M,
     example_inputs: Any = None,
     *,
     upsampler: str = "dysample",
-    style: str = "lp",
+    style: Style = "lp",
     groups: int | None = None,
     dyscope: bool = False,
-    init: str = "match",
+    init: Init = "match",
     cascade: bool = False,
     kinds: str | Iterable[str] = ("feature",),
     include: Patterns = None,
@@ -34,22 +48,28 @@ def patch(
     plan: Plan | None = None,
     strict: bool = False,
     inplace: bool = True,
-) -> nn.Module:
+) -> M:
     """Replace the model's feature upsampling by learned upsamplers, and give the model back.
 
     The model stays the same object of the same class (as `isinstance` sees it), with every state-dict key it had; new
     keys are added. With `init="match"` dysample computes what the model computed before, until it is trained.
 
-    Args: model: any module that runs; left as it was if anything fails. example_inputs: a tensor, a tuple of positional
-        arguments, a dict of keyword arguments, or `(args, kwargs)`. Left out, a batch of one small image is made, with
-        the channels of the model's first convolution. upsampler: "dysample", "carafe", or one that is registered or in
-        an installed package (docs/upsamplers.md). style: "lp" or "pl", DySample's two ways to predict offsets. groups:
-        groups of channels that share sampling points; 4 for lp and 8 for pl by default. dyscope: whether the range of the
-        offsets is learned too. init: "match" (the original function) or "paper" (DySample's own initialisation). cascade:
-        replace x4 and x8 by chains of x2, as DySample's authors did; step 0 is then not exact. kinds: the kinds of resize
-        to replace; see `upswap.KINDS`. include, exclude: patterns over site names, as `upswap.inspect` lists them.
-        plan: a Plan made before, carried out as it is; the other options are then not read. strict: raise where the
-        default is to fall back and say so in the plan. inplace: whether to change `model` or a deep copy of it.
+    Args:
+        model: any module that runs; left as it was if anything fails.
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `(args, kwargs)`. Left out, a
+            batch of one small image is made, with the channels of the model's first convolution.
+        upsampler: "dysample", "carafe", or one that is registered or in an installed package (docs/upsamplers.md).
+        style: "lp" or "pl", DySample's two ways to predict offsets.
+        groups: how many groups of channels have sampling points of their own; 4 for lp and 8 for pl by default.
+        dyscope: whether the range of the offsets is learned too.
+        init: "match" (the original function) or "paper" (DySample's own initialisation).
+        cascade: replace x4 and x8 by chains of x2, as DySample's authors did; step 0 is then not exact.
+        kinds: the kinds of resize to replace; `upswap.KINDS` has them all.
+        include: patterns over site names, as `upswap.inspect` lists them; only sites that match one are replaced.
+        exclude: patterns over site names; sites that match one are kept.
+        plan: a Plan made before, carried out as it is; the options above are then not read.
+        strict: raise where the default is to fall back and say so in the plan.
+        inplace: whether to change `model` or a deep copy of it.
 
     Raises:
         NothingToSwapError: no resize call may be replaced; the message says what there is instead.
@@ -82,16 +102,105 @@ def patch(
             exclude=_several(exclude),
             strict=strict,
         )
-        decision = decide(model, example_inputs, options)
-        plan, rewritings = decision.plan, decision.rewritings
-        if not plan.swapped:
-            raise nothing_to_swap(plan)
-    else:
-        rewritings = check_plan(model, plan)
+        return cast(M, Operation(model, example_inputs, options).apply(inplace=inplace))
+    rewritings = check_plan(model, plan)
     if not inplace:
         model = copy.deepcopy(model)
     rewrite.apply(model, plan, rewritings)
     return model
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Conversion:
+    """What `convert` did: the patched model, its Plan, how it compared with the original, and where it was saved.
+
+    `parameters_added` counts what the upsamplers added; `path` is None where nothing was saved.
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    path: Path | None
+    parameters_added: int
+
+    def __repr__(self) -> str:
+        saved = "nothing saved" if self.path is None else f"saved as {self.path}"
+        return f"<Conversion: {self.plan!r}, {self.report!r}, {saved}>"
+
+    def __str__(self) -> str:
+        saved = "nothing (dry run)" if self.path is None else str(self.path)
+        return f"{self.plan}\n\nparameters added  {self.parameters_added:,}\n{self.report}\nsaved  {saved}"
+
+    def _repr_html_(self) -> str:
+        """The Plan's table in a notebook, and what became of it."""
+        return f"{self.plan._repr_html_()}<p>{html.escape(repr(self.report))}</p><p>{html.escape(str(self.path))}</p>"
+
+
+def convert(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    example_inputs: Any = None,
+    input_size: int | tuple[int, int] | None = None,
+    trust: Iterable[str] = (),
+    weights: str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    **options: Any,
+) -> Conversion:
+    """Open a model, patch it, verify that it computes what it did, and save it: `upswap convert` in Python.
+
+    Args:
+        source: a file (.pt, .safetensors), a folder, or a spec such as `smp:unet?encoder_name=resnet34`.
+        output: the file or folder to write; beside the source, with `.upswap` in its name, where it is left out.
+        example_inputs: what `patch` takes; made for the model where it is left out.
+        input_size: (height, width) in pixels of the example image that is made, or one number for both.
+        trust: packages of your own that a file may use.
+        weights: a state-dict file to load into the source first.
+        force: whether an output that exists may be replaced.
+        dry_run: whether to save nothing.
+        progress: called with the name of each step; the step runs inside the context that it gives.
+        options: what `patch` takes besides.
+
+    Raises:
+        SaveError: the output exists, or is the source, or cannot be written. What was there before still is.
+        SourceError, UntrustedFileError: the source cannot be opened.
+        VerificationError: the patched model does not compute what the original did; nothing is saved.
+        And what `patch` raises.
+    """
+    source = str(source)
+    asked = _options(options)
+    target = Path(output) if output is not None else converted_name(source)
+    if not dry_run:  # before the work, not after it
+        checkpoint.check_target(target, source=source, force=force)
+    if example_inputs is not None and input_size is not None:
+        raise InputError("give example_inputs or input_size, not both")
+    with progress("looking at the model"):
+        opened = open_source(source, trust=trust, weights=weights)
+        model = opened.model
+        if input_size is not None:
+            example_inputs = example_inputs_for(model, input_size)
+    before = _count(model)
+    with progress("swapping"):
+        check_model(model)
+        if rewrite.is_patched(model):
+            captured = capture(model, example_inputs)
+            patch(model, example_inputs)  # which says that it is patched
+        else:
+            operation = Operation(model, example_inputs, asked)
+            operation.check_swaps()
+            captured = operation.capture()
+            operation.apply()
+    plan = rewrite.plan_of(model)
+    with progress("verifying"):
+        report = compare(captured, model)
+    report.check(plan)
+    path = None
+    if not dry_run:
+        with progress(f"saving {target}"):
+            path = checkpoint.save(model, target, source=opened.spec or opened.path, force=force)
+    return Conversion(model, plan, report, path, _count(model) - before)
 
 
 def inspect(
@@ -99,10 +208,10 @@ def inspect(
     example_inputs: Any = None,
     *,
     upsampler: str = "dysample",
-    style: str = "lp",
+    style: Style = "lp",
     groups: int | None = None,
     dyscope: bool = False,
-    init: str = "match",
+    init: Init = "match",
     cascade: bool = False,
     kinds: str | Iterable[str] = ("feature",),
     include: Patterns = None,
@@ -111,7 +220,8 @@ def inspect(
 ) -> Plan:
     """What `patch` with the same options would do: every resize call, what was decided and why. The model is not changed.
 
-    For a patched model, the Plan it was patched with.
+    The arguments are those of `patch`, and what is raised too, but `NothingToSwapError`. For a patched model, the Plan it
+    was patched with.
     """
     check_model(model)
     if rewrite.is_patched(model):
@@ -131,7 +241,7 @@ def inspect(
     return decide(model, example_inputs, options).plan
 
 
-def unpatch(model: nn.Module) -> nn.Module:
+def unpatch(model: M) -> M:
     """Undo `patch`: the original classes, modules and state-dict keys, with the host's weights as they are now.
 
     Raises `PlanError` where the model is not patched.
@@ -176,12 +286,27 @@ def param_groups(
     ]
 
 
-def freeze_host(model: nn.Module) -> nn.Module:
+def freeze_host(model: M) -> M:
     """Make the upsamplers' parameters the only ones that require gradients. Modes (train, eval) are not touched."""
     added = {id(parameter) for parameter in parameters(model)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in added)
     return model
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    """The options of `patch` among keyword arguments; `OptionError` names one that it does not have, with near names."""
+    known = [field.name for field in dataclasses.fields(Options)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known
+            raise OptionError(f"there is no option {name!r}; near it: {', '.join(near)}")
+    several = {name: _several(given[name]) for name in ("kinds", "include", "exclude") if name in given}
+    return Options(**{**given, **several})
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _several(value: Patterns) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ how the decision is carried out. The dry run prints it, a saved file carries it,
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -54,7 +56,7 @@ class Options:
             raise OptionError(f"groups must be a positive integer, got {self.groups!r}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Plan:
     """Every resize call of a model and what is done about each.
 
@@ -80,6 +82,33 @@ class Plan:
     def kept(self) -> tuple[Site, ...]:
         """The sites that stay as they are."""
         return tuple(site for site in self.sites if not site.swap)
+
+    @property
+    def summary(self) -> str:
+        """In a line: `5 to swap, 2 to keep (1 logits, 1 context)`."""
+        kept = Counter(site.kind for site in self.kept)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in kept.items())
+        return f"{len(self.swapped)} to swap, {len(self.kept)} to keep" + (f" ({kinds})" if kinds else "")
+
+    @property
+    def _title(self) -> str:
+        return f"{self.model_class.rpartition('.')[2]}: {self.summary}"
+
+    def __repr__(self) -> str:
+        return f"<Plan of {self._title}>"
+
+    def __str__(self) -> str:
+        from . import table  # with it rich, which `import upswap` does without
+
+        # A notebook or a file has no width to ask for: then there is room for a row a site.
+        width = shutil.get_terminal_size((table.WIDE, 24)).columns
+        return "\n\n".join([self._title, table.as_text(self.sites, width)] if self.sites else [self._title])
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        from . import table
+
+        return f"<p>{html.escape(self._title)}</p>{table.as_html(self.sites)}"
 
     def site(self, name: str) -> Site:
         """The site of that name; `PlanError` where there is none."""

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import model_options, named, open_model, patch_options
+from .options import model_options, patch_options
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ...plan.plan import Plan
-    from ...surgery.checking.verification import Capture
 
 
 @click.command(short_help="Swap a model's feature upsampling, verify, and save it.")
@@ -32,38 +31,30 @@ def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> N
     torchvision:NAME, hf:FOLDER (a model folder of transformers or SMP), python:package.module:factory.
     """
     from ... import api
-    from ...files import checkpoint
-    from ...surgery.checking.verification import compare
     from .tables import progress
 
-    target = Path(output) if output else default_output(options["source"])
-    if not dry_run:
-        # Before the work, not after it.
-        checkpoint.check_target(target, source=options["source"], force=force)
-    with progress("looking at the model"):
-        source, example_inputs = open_model(options)
-    model = source.model
-    before = _count(model)
-    with progress("swapping"):
-        before_patch = _patch(model, example_inputs, options)
-    plan = api.plan_of(model)
-    with progress("verifying"):
-        report = compare(before_patch, model)
-    report.check(plan)
-    saved = None
-    if not dry_run:
-        with progress(f"saving {target}"):
-            saved = checkpoint.save(model, target, source=source.spec or source.path, force=force)
+    done = api.convert(
+        options["source"],
+        output,
+        input_size=options["input_size"],
+        trust=options["trust"],
+        weights=options["weights"],
+        force=force,
+        dry_run=dry_run,
+        progress=progress,
+        **patch_options(options),
+    )
+    plan, report = done.plan, done.report
     result = {
         "source": options["source"],
         "model": plan.model_class,
-        "saved": None if saved is None else str(saved),
-        "parameters": before,
-        "parameters_added": _count(model) - before,
+        "saved": None if done.path is None else str(done.path),
+        "parameters": _count(done.model) - done.parameters_added,
+        "parameters_added": done.parameters_added,
         "max_abs_diff": report.max_abs_diff,
         "max_rel_diff": report.max_rel_diff,
         "verified_at": list(dict.fromkeys(row.inputs for row in report.rows)),
-        "load": None if saved is None else _load_line(saved, options["trust"], plan),
+        "load": None if done.path is None else _load_line(done.path, options["trust"], plan),
         "plan": plan.to_dict(),
     }
     if options["as_json"]:
@@ -72,57 +63,14 @@ def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> N
         _print(result, plan)
 
 
-def _patch(model: nn.Module, example_inputs: Any, options: dict[str, Any]) -> Capture:
-    """Patch `model`; what it computed before. The runs that the plan was made from tell, so that nothing is run twice."""
-    from ... import api
-    from ...plan.plan import Options
-    from ...surgery import planning
-    from ...surgery.apply import apply, is_patched
-    from ...surgery.checking.verification import capture, captured
-    from ...surgery.planning import decide, nothing_to_swap
-
-    chosen = patch_options(options)
-    planning.check_model(model)
-    if is_patched(model):
-        found = capture(model, example_inputs)
-        api.patch(model, example_inputs, **chosen)  # which says so
-        return found
-    decision = decide(model, example_inputs, Options(**chosen))
-    if not decision.plan.swapped:
-        raise nothing_to_swap(decision.plan)
-    found = captured(model, decision.runs)
-    apply(model, decision.plan, decision.rewritings)
-    return found
-
-
-def default_output(source: str) -> Path:
-    """`unet.pt` gives `unet.upswap.pt` beside it, `smp:unet?...` gives `unet.upswap.pt` here, a folder gives a folder.
-
-    >>> default_output("models/unet.pt").as_posix(), default_output("smp:Unet?classes=3").as_posix()
-    ('models/unet.upswap.pt', 'unet.upswap.pt')
-    >>> default_output("hf:models/segformer").as_posix(), default_output("python:nets.unet:make").as_posix()
-    ('models/segformer-upswap', 'make.upswap.pt')
-    """
-    from ...architectures.spec import parse
-
-    spec = parse(source)
-    if spec is not None and spec.scheme != "hf":
-        name = spec.name.rpartition(":")[2].lower().replace("/", "_")
-        return Path(f"{name}.upswap.pt")
-    path = named(Path(source if spec is None else spec.name))
-    if spec is not None or path.is_dir():
-        return path.with_name(f"{path.name}-upswap")
-    suffix = path.suffix if path.suffix in (".pt", ".pth", ".safetensors") else ".pt"
-    return path.with_name(f"{path.stem}.upswap{suffix}")
-
-
 def _print(result: Mapping[str, Any], plan: Plan) -> None:
     from ...nn.registry import is_exact
-    from .tables import sites_table, stdout, summary
+    from ...plan.table import sites_table
+    from .tables import stdout
 
     console = stdout()
-    console.print(f"[bold]{plan.model_class.rpartition('.')[2]}[/bold]: {summary(plan)}\n")
-    console.print(sites_table(plan, console.width))
+    console.print(f"[bold]{plan.model_class.rpartition('.')[2]}[/bold]: {plan.summary}\n")
+    console.print(sites_table(plan.sites, console.width))
     added, before = result["parameters_added"], result["parameters"]
     share = f" ({added / before:+.2%} of {before:,})" if before else ""
     console.print(f"\nparameters added   {added:,}{share}")

@@ -18,7 +18,8 @@ def inspect(**options: Any) -> None:
     torchvision:NAME, hf:FOLDER (a model folder of transformers or SMP), python:package.module:factory.
     """
     from ... import api
-    from .tables import progress, sites_table, stdout, summary
+    from ...plan.table import sites_table
+    from .tables import progress, stdout
 
     with progress("looking at the model"):
         source, example_inputs = open_model(options)
@@ -27,9 +28,9 @@ def inspect(**options: Any) -> None:
         click.echo(plan.to_json(indent=2))
         return
     console = stdout()
-    console.print(f"[bold]{type(source.model).__name__}[/bold]: {summary(plan)}", highlight=False)
+    console.print(f"[bold]{type(source.model).__name__}[/bold]: {plan.summary}", highlight=False)
     if plan.sites:
         console.print()
-        console.print(sites_table(plan, console.width))
+        console.print(sites_table(plan.sites, console.width))
     for hint in plan.hints:
         click.echo(f"note: {hint}", err=True)

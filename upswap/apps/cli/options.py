@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -96,12 +95,6 @@ def common_options(command: _Command) -> _Command:
 def patch_flags() -> list[Callable[[_Command], _Command]]:
     """The options that say what is swapped for what, and at what input size."""
     return list(_PATCH)
-
-
-def named(path: Path) -> Path:
-    """The path by a name that others can be made from: not `.`, `..` or `~`."""
-    path = path.expanduser()
-    return path if path.name not in ("", "..") else path.resolve()
 
 
 def _with(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import common_options, named
+from .options import common_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,10 +34,11 @@ def revert(
     from ... import api
     from ...errors import PlanError
     from ...files import checkpoint
+    from ...files.naming import reverted_name
     from ...surgery.apply import is_patched
     from .tables import progress, stdout
 
-    target = Path(output) if output else default_output(Path(patched))
+    target = Path(output) if output else reverted_name(Path(patched))
     checkpoint.check_target(target, source=patched, force=force)
     with progress("loading"):
         model, spec = _open(patched, original, trust)
@@ -64,18 +65,6 @@ def revert(
         highlight=False,
     )
     console.print(f"saved {saved}", highlight=False, soft_wrap=True)
-
-
-def default_output(patched: Path) -> Path:
-    """Where the original goes.
-
-    >>> default_output(Path("a/unet.upswap.pt")).as_posix(), default_output(Path("a/folder")).as_posix()
-    ('a/unet.reverted.pt', 'a/folder-reverted')
-    """
-    patched = named(patched)
-    if patched.is_dir() or not patched.suffix:
-        return patched.with_name(f"{patched.name}-reverted")
-    return patched.with_name(f"{patched.stem.removesuffix('.upswap')}.reverted{patched.suffix}")
 
 
 def _open(patched: str, original: str | None, trust: tuple[str, ...]) -> tuple[nn.Module, str | None]:

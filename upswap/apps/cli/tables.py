@@ -1,23 +1,13 @@
-"""Sites as a table for people: everything in one line where the terminal is wide, two lines a site where it is not."""
+"""The consoles that commands print on, and what is shown while something takes time."""
 
 from __future__ import annotations
 
 import os
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from ...plan.plan import Plan
-from ...plan.site import Site
-
-#: Columns needed for a table with a row a site.
-WIDE = 150
+from rich.console import Console
 
 #: Width for pipes and files, where there is no terminal to measure.
 _PIPE_WIDTH = 200
@@ -43,107 +33,3 @@ def progress(text: str) -> Iterator[None]:
         return
     with console.status(text):
         yield
-
-
-def sites_table(plan: Plan, width: int) -> RenderableType:
-    """The table of a plan's sites for a terminal of `width` columns."""
-    return _wide(plan) if width >= WIDE else _narrow(plan, width)
-
-
-def summary(plan: Plan) -> str:
-    """`5 to swap, 2 to keep (1 logits, 1 context)`."""
-    kept: dict[str, int] = {}
-    for site in plan.kept:
-        kept[site.kind] = kept.get(site.kind, 0) + 1
-    kinds = ", ".join(f"{count} {kind}" for kind, count in kept.items())
-    return f"{len(plan.swapped)} to swap, {len(plan.kept)} to keep" + (f" ({kinds})" if kinds else "")
-
-
-def _wide(plan: Plan) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("site", overflow="fold", ratio=3)
-    for name in ("kind", "mode", "ratio"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("ch", justify="right", no_wrap=True)
-    table.add_column("shape", no_wrap=True)
-    table.add_column("decision", no_wrap=True)
-    table.add_column("reason", ratio=4)
-    table.add_column("route", no_wrap=True)
-    table.add_column("source", overflow="fold", ratio=2)
-    for site in plan.sites:
-        table.add_row(
-            Text(site.name),
-            site.kind,
-            _mode(site),
-            _ratio(site),
-            _channels(site),
-            _shape(site),
-            _decision(site),
-            Text(site.reason),
-            site.route or "",
-            Text(_place(site)),
-        )
-    return Group(table, *_legend(plan))
-
-
-def _narrow(plan: Plan, width: int) -> RenderableType:
-    """Two lines a site: what it is, and below it, indented, why. Nothing is left out; what is too long folds."""
-    columns = [[_decision(s).plain, s.name, s.kind, _mode(s), _ratio(s), _channels(s)] for s in plan.sites]
-    titles = ["", "site", "kind", "mode", "ratio", "ch"]
-    widths = [max(len(row[i]) for row in [titles, *columns]) for i in range(len(titles))]
-    # The name gives way to the others, and then folds.
-    widths[1] = max(12, min(widths[1], width - sum(widths) + widths[1] - 2 * (len(widths) - 1)))
-
-    def line(*cells: Text) -> Table:
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        for title, column_width in zip(titles, widths, strict=True):
-            grid.add_column(width=column_width, justify="right" if title == "ch" else "left", overflow="fold")
-        grid.add_row(*cells)
-        return grid
-
-    lines: list[RenderableType] = [line(*(Text(title, style="bold") for title in titles))]
-    indent = " " * (widths[0] + 4)
-    for site, (_, *cells) in zip(plan.sites, columns, strict=True):
-        what = [_shape(site), site.route, _place(site).rpartition("/")[2]]
-        why = textwrap.wrap(f"{', '.join(filter(None, what))}: {site.reason}", max(20, width - len(indent)))
-        lines += [line(_decision(site), *map(Text, cells)), *(Text(indent + part, style="dim") for part in why)]
-    return Group(*lines, *_legend(plan))
-
-
-def _legend(plan: Plan) -> list[Text]:
-    """What the abbreviations in the table stand for, where it uses any."""
-    return [Text("ac: align_corners=True", style="dim")] if any(_mode(s).endswith(" ac") for s in plan.sites) else []
-
-
-def _decision(site: Site) -> Text:
-    return Text("swap", style="green") if site.swap else Text("keep", style="dim")
-
-
-def _mode(site: Site) -> str:
-    if site.mode in ("bilinear", "bicubic", "linear", "trilinear") and site.align_corners:
-        return f"{site.mode} ac"
-    return site.mode
-
-
-def _ratio(site: Site) -> str:
-    height, width = (f"x{value:.3g}" for value in site.scale)
-    return height if height == width else f"{height},{width}"
-
-
-def _channels(site: Site) -> str:
-    return str(site.channels) if site.channels >= 0 else "varies"
-
-
-def _shape(site: Site) -> str:
-    return f"{_size(site.in_shape)} -> {_size(site.out_shape)}"
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape[2:] or shape))
-
-
-def _place(site: Site) -> str:
-    if site.location is None or site.op == "module":  # the line is that of nn.Upsample itself
-        return ""
-    file = Path(site.location.file)
-    return f"{file.parent.name}/{file.name}:{site.location.line}"

@@ -21,9 +21,7 @@ from ...plan.plan import Options, Plan
 from ...probe.inputs.infer import example_inputs_for
 from ...probe.inputs.inputs import Inputs
 from ...probe.preserve import preserved
-from ...surgery.apply import apply
-from ...surgery.checking.verification import captured, compare
-from ...surgery.planning import decide
+from ...surgery.operation import Operation
 from ..bench.flops import count
 from .checks import run_checks
 from .rows import Row, Task
@@ -64,22 +62,22 @@ def _run(task: Task, row: Row) -> None:
     with _timed(row, "look"):
         size = settings.input_size
         given = None if size is None else example_inputs_for(model, size)
-        decision = decide(model, given, options)
-        plan = decision.plan
+        operation = Operation(model, given, options)
+        plan = operation.plan
     _describe(row, plan)
     if not plan.swapped:
         row.status = "nothing to swap"
         return
     with _timed(row, "verify"):
-        before = captured(model, decision.runs)
+        before = operation.capture()
         first = before.runs[0][0]
         row.flops = _flops(model, first)
     shapes = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     with _timed(row, "look"):
-        apply(model, plan, decision.rewritings)
+        operation.apply()
     row.parameters_after = _count(model)
     with _timed(row, "verify"):
-        report = compare(before, model)
+        report = operation.compare()
         row.max_rel_diff = report.max_rel_diff
         report.check(plan)
         row.flops_after = _flops(model, first)

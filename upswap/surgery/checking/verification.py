@@ -52,7 +52,7 @@ class Row:
         return not self.problem and self.max_rel_diff <= self.tolerance
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """The outcome of a verification: a row for each output tensor at each input size."""
 
@@ -72,6 +72,18 @@ class Report:
     def max_rel_diff(self) -> float:
         """The largest difference relative to its own output."""
         return max((row.max_rel_diff for row in self.rows), default=float("nan"))
+
+    def __repr__(self) -> str:
+        verdict = "equal" if self.ok else "NOT equal"
+        return f"<Report: {verdict}, {len(self.rows)} outputs, relative difference {self.max_rel_diff:.1e}>"
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'equal' if row.ok else row.problem or 'differs':<8} output {row.output} {row.shape} at {row.inputs}: "
+            f"difference {row.max_abs_diff:.1e}, relative {row.max_rel_diff:.1e}, allowed {row.tolerance:.0e}"
+            for row in self.rows
+        ]
+        return "\n".join([repr(self), *lines])
 
     def check(self, plan: Plan) -> None:
         """`VerificationError` where the patched model is not what `plan` promises: equal, or of the same shapes and types."""
@@ -119,7 +131,7 @@ def capture(model: nn.Module, example_inputs: Any = None, sizes: Any = None) -> 
     raise InputError(f"{type(model).__name__} gives no tensors to compare")
 
 
-def captured(model: nn.Module, runs: Sequence[Observation]) -> Capture:
+def capture_from_runs(model: nn.Module, runs: Sequence[Observation]) -> Capture:
     """What `capture` gives, from runs in eval mode that were made already, where they have it."""
     if all(not run.fake and any(tensor.numel() for tensor in run.outputs) for run in runs):
         return Capture(tuple((run.inputs, tuple(run.outputs)) for run in runs))

@@ -1,0 +1,44 @@
+"""What a file that is made from another is called, where the user does not say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..architectures.spec import parse
+
+
+def converted_name(source: str) -> Path:
+    """`unet.pt` gives `unet.upswap.pt` beside it, `smp:unet?...` gives `unet.upswap.pt` here, a folder gives a folder.
+
+    >>> converted_name("models/unet.pt").as_posix(), converted_name("smp:Unet?classes=3").as_posix()
+    ('models/unet.upswap.pt', 'unet.upswap.pt')
+    >>> converted_name("hf:models/segformer").as_posix(), converted_name("python:nets.unet:make").as_posix()
+    ('models/segformer-upswap', 'make.upswap.pt')
+    """
+    spec = parse(source)
+    if spec is not None and spec.scheme != "hf":
+        name = spec.name.rpartition(":")[2].lower().replace("/", "_")
+        return Path(f"{name}.upswap.pt")
+    path = _named(Path(source if spec is None else spec.name))
+    if spec is not None or path.is_dir():
+        return path.with_name(f"{path.name}-upswap")
+    suffix = path.suffix if path.suffix in (".pt", ".pth", ".safetensors") else ".pt"
+    return path.with_name(f"{path.stem}.upswap{suffix}")
+
+
+def reverted_name(patched: Path) -> Path:
+    """Where the original goes.
+
+    >>> reverted_name(Path("a/unet.upswap.pt")).as_posix(), reverted_name(Path("a/folder")).as_posix()
+    ('a/unet.reverted.pt', 'a/folder-reverted')
+    """
+    patched = _named(patched)
+    if patched.is_dir() or not patched.suffix:
+        return patched.with_name(f"{patched.name}-reverted")
+    return patched.with_name(f"{patched.stem.removesuffix('.upswap')}.reverted{patched.suffix}")
+
+
+def _named(path: Path) -> Path:
+    """The path by a name that others can be made from: not `.`, `..` or `~`."""
+    path = path.expanduser()
+    return path if path.name not in ("", "..") else path.resolve()
