@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -352,11 +352,13 @@ def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def until(condition: Any, seconds: float = 120.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """Wait for a condition; what it gave when it held."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (given := condition()):
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
+    return given
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:

@@ -116,7 +116,8 @@ def _cluster(backend: str, address: str | None, jobs: int) -> Iterator[dict[str,
             import ray
             from ray.util.joblib import register_ray
         register_ray()
-        with _connection(f"Ray at {address or 'this machine'}"):
+        token = "where the cluster asks for a token, RAY_AUTH_MODE=token has to be set, and the token as `ray status` takes it"
+        with _connection(f"Ray at {address or 'this machine'}", token):
             ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
         try:
             yield {"backend": "ray"}
@@ -128,9 +129,23 @@ def _cluster(backend: str, address: str | None, jobs: int) -> Iterator[dict[str,
         with _connection(f"Dask at {address or 'this machine'}"):
             client = Client(address, timeout=20)
         try:
-            yield {"backend": "dask", "wait_for_workers_timeout": 60}
+            yield {"backend": _register_dask(), "client": client, "wait_for_workers_timeout": 60}
         finally:
             client.close()
+
+
+def _register_dask() -> str:
+    """The name of joblib's backend for Dask, but for one thing: where a cluster has room for one task, or has it so far,
+    joblib would do all of them in this process."""
+    import joblib
+    from joblib._dask import DaskDistributedBackend
+
+    class OnTheCluster(DaskDistributedBackend):
+        def effective_n_jobs(self, n_jobs: int) -> int:
+            return max(2, int(super().effective_n_jobs(n_jobs)))
+
+    joblib.register_parallel_backend("upswap: dask", OnTheCluster)
+    return "upswap: dask"
 
 
 def _begin_worker(owner: int) -> None:
@@ -155,8 +170,8 @@ def _needs(package: str, how: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _connection(what: str) -> Iterator[None]:
+def _connection(what: str, hint: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the engines raise whatever their transport does
-        raise OptionError(f"there is no connection to {what}: {error}") from error
+        raise OptionError(f"there is no connection to {what}: {error}{hint and f' ({hint})'}") from error

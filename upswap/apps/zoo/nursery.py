@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
@@ -27,6 +28,10 @@ from .rows import Row, Task
 _ALWAYS = ("torch", "torch.fx", "torch.utils.flop_counter", "torch._subclasses.fake_tensor", "upswap.apps.zoo.job")
 
 _LIBRARIES = {"smp": "segmentation_models_pytorch", "timm": "timm", "torchvision": "torchvision", "hf": "transformers"}
+
+#: Seconds before a kill from outside is held against the model. Whoever ends a worker may end what it started first, as joblib
+#: does from the leaves up, with the other workers when one is lost and on Ctrl-C: the worker is then gone before they are over.
+_GRACE = 2.0
 
 
 # -- in the worker --------------------------------------------------------------------------------------------------------
@@ -59,6 +64,7 @@ class Nursery:
         except BrokenPipeError:
             answer = ""
         if not answer:
+            time.sleep(_GRACE)
             self.close()
             return Row(task.source, error="the process that starts the models was killed", worker=worker_name())
         return Row.from_dict(json.loads(answer))
@@ -132,6 +138,8 @@ def _supervised(task: Task, tasks: Any) -> Row:
             late = process.is_alive() and not ready
             _kill(process)
             error = f"took longer than {task.settings.timeout:g} s (--timeout)" if late else _death(process, output)
+            if process.exitcode == -signal.SIGKILL and not late and wait([tasks], _GRACE):
+                raise SystemExit(0)
             row = Row(task.source, error=error)
         process.join(5)
         _kill(process)
