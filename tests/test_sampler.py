@@ -264,6 +264,18 @@ def test_inductor_trains_what_eager_mode_does(style: str, dyscope: bool) -> None
         assert (one - other).abs().max() <= 2e-4 * other.abs().max()
 
 
+@pytest.mark.parametrize(("style", "dyscope"), VARIANTS)
+def test_inductor_trains_at_dynamic_sizes(style: str, dyscope: bool) -> None:
+    """It orders the strides of what is kept for the backward pass, and of some maps it cannot where they are symbols."""
+    torch._dynamo.reset()
+    module = trained(style, dyscope)
+    compiled = torch.compile(module, dynamic=True)
+    for size in ((12, 13), (9, 20)):
+        x = torch.randn(2, 64, *size)
+        for one, other in zip(gradients(compiled, x, {}), gradients(module, x, {}), strict=True):
+            assert (one - other).abs().max() <= 2e-4 * other.abs().max()
+
+
 def test_positions_kept_in_one_mode_serve_in_another() -> None:
     """First in inference mode and under fake tensors: what is kept of that must not reach training."""
     module = trained("lp", False)

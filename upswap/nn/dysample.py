@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OptionError, ShapeError
@@ -272,6 +273,11 @@ class DySample(nn.Module):
             return pointwise(x, weight, bias.repeat_interleave(sub_pixels))
         # A 1x1 convolution over the sub-pixels stacked along the height: shuffling there and back is no work.
         stacked = x.contiguous().view(batch, channels // sub_pixels, sub_pixels * height, width)
+        if torch.is_grad_enabled() and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            # What is kept for the backward pass must not be a reshaped map: Inductor lays it out as channels_last, and where
+            # sizes are dynamic it cannot compare its strides (pytorch issue 185510). A sum is no reshape.
+            field = F.conv2d(stacked.to(dtype), weight).view(batch, sub_pixels * len(bias), height, width)
+            return field + bias.repeat_interleave(sub_pixels).view(-1, 1, 1)
         return pointwise(stacked, weight, bias).view(batch, sub_pixels * len(bias), height, width)
 
     def _check_input(self, x: Tensor) -> None:
