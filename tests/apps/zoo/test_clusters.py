@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from test_zoo import built, listing, place, rows, start, until  # noqa: F401 - `place` is a fixture
+from zoo_runs import built, listing, rows, start, until
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -59,14 +59,14 @@ def check_work(folder: Path, done: set[str]) -> None:
     assert sum(counts.values()) <= 6 + 2
 
 
-def test_a_worker_of_this_machine_is_killed(place: Path) -> None:  # noqa: F811
+def test_a_worker_of_this_machine_is_killed(place: Path) -> None:
     process = start(place, "list", listing(place, *NAMES), "-o", "out", "--jobs", "2")
     done = kill_a_worker(process, place, process.pid)
     finish(process, place)
     check_work(place, done)
 
 
-def test_dask(place: Path) -> None:  # noqa: F811
+def test_dask(place: Path) -> None:
     pytest.importorskip("distributed")
     scheduler = subprocess.Popen(
         [
@@ -90,7 +90,7 @@ def test_dask(place: Path) -> None:  # noqa: F811
             [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", "s", "--nworkers", "2", *options],
             stderr=subprocess.DEVNULL,
             cwd=place,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(place)])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), str(place)])},
         )
         import json
 
@@ -108,10 +108,10 @@ def test_dask(place: Path) -> None:  # noqa: F811
                 each.wait(30)
 
 
-def test_ray(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_ray(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(place)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[3]), str(place)]))
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     options = ["--temp-dir", f"/tmp/ray-{os.getpid()}", "--num-cpus", "2", "--include-dashboard", "false"]
     options += ["--object-store-memory", "100000000"]
