@@ -1,10 +1,10 @@
-"""What upswap covers: every model of every zoo in `tests/zoos`, patched and checked, as a table.
+"""What upswap covers: every model of every zoo in `tests/libraries/zoos`, patched and checked, as a table.
 
     python benchmarks/coverage.py [--zoo timm] [--match hrnet] [--jobs 2] [--json FILE] [--markdown]
 
 The models have random weights, tiny configurations and small images, but for the hosts of the DySample paper, which have their
-real ones. The checks are those of `tests/checks.py`. Models run in worker processes: one that crashes or hangs costs itself
-alone. The exit status is 1 where anything failed. The table in the README is what `--markdown` prints.
+real ones. The checks are those of `tests/support/invariants.py`. Models run in worker processes: one that crashes or hangs
+costs itself alone. The exit status is 1 where anything failed. The table in the README is what `--markdown` prints.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from rich.table import Table
 
 from upswap.plan.site import KINDS
 
-TESTS = str(Path(__file__).resolve().parents[1] / "tests")
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+SHARED = [str(TESTS / "support"), str(TESTS / "libraries")]
 CHECKS = ("patch", "sites", "step 0", "stand-ins", "graphs", "keys", "training", "learning", "unpatch")
 
 
@@ -54,12 +55,12 @@ class Outcome:
 
 def examine(zoo: str, name: str) -> Outcome:
     """Patch one model and make all checks on it."""
-    import checks
+    import invariants
 
     outcome, start = Outcome(zoo, name), time.perf_counter()
-    (case,) = (case for case in checks.cases_of(zoo) if case.name == name)
+    (case,) = (case for case in invariants.cases_of(zoo) if case.name == name)
     try:
-        run = checks.Run(case)
+        run = invariants.Run(case)
     except BaseException as error:  # noqa: BLE001 - whatever it is goes into the report
         outcome.checks["patch"] = _words(error)
     else:
@@ -84,7 +85,7 @@ def _serve(pipe: Connection) -> None:
     """A worker process: examine the models that come through the pipe."""
     import torch
 
-    sys.path.insert(0, TESTS)
+    sys.path[:0] = SHARED
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError):  # the end of whoever gives the orders
         while (order := pipe.recv()) is not None:
@@ -222,15 +223,17 @@ def show(console: Console, lines: Sequence[Sequence[str]], outcomes: Sequence[Ou
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the table as Markdown.")
 def main(zoos: tuple[str, ...], match: str, jobs: int, limit: float, json_file: str | None, as_markdown: bool) -> None:
     """Patch and check the models, print the table and what failed."""
-    sys.path.insert(0, TESTS)
-    import checks
+    sys.path[:0] = SHARED
+    import invariants
 
-    unknown = set(zoos) - set(checks.ZOOS)
+    unknown = set(zoos) - set(invariants.ZOOS)
     if unknown:
         raise click.BadParameter(
-            f"{', '.join(sorted(unknown))}: not one of {', '.join(checks.ZOOS)}", param_hint="--zoo"
+            f"{', '.join(sorted(unknown))}: not one of {', '.join(invariants.ZOOS)}", param_hint="--zoo"
         )
-    models = [(zoo, case.name) for zoo in zoos or checks.ZOOS for case in checks.cases_of(zoo) if match in case.name]
+    models = [
+        (zoo, case.name) for zoo in zoos or invariants.ZOOS for case in invariants.cases_of(zoo) if match in case.name
+    ]
     twice = [f"{zoo} {name}" for (zoo, name), count in Counter(models).items() if count > 1]
     if twice or not models:
         raise click.ClickException(
@@ -240,7 +243,7 @@ def main(zoos: tuple[str, ...], match: str, jobs: int, limit: float, json_file: 
     outcomes = examine_all(models, jobs, limit, console)
     lines = table_of(outcomes)
     if json_file:
-        versions = {library: importlib.metadata.version(library) for library in ("torch", *checks.ZOOS.values())}
+        versions = {library: importlib.metadata.version(library) for library in ("torch", *invariants.ZOOS.values())}
         data = {"versions": versions, "models": [dataclasses.asdict(outcome) for outcome in outcomes]}
         Path(json_file).write_text(json.dumps(data, indent=1))
     if as_markdown:

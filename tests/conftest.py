@@ -6,11 +6,6 @@ torch.set_num_threads(1)
 
 #: No tests in these: looked through for doctests they would be imported a second time, under another name.
 collect_ignore_glob = [
-    "checks.py",
-    "detours.py",
-    "files.py",
-    "pickles.py",
-    "tiny_host.py",
-    "triton_cases.py",
-    "zoos/*",
+    "support/*",
+    "libraries/zoos/*",
 ]

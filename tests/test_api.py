@@ -1,4 +1,4 @@
-"""The public functions on a model of a few lines; the real architectures are in test_smp.py."""
+"""The public functions on a model of a few lines; the real architectures are in libraries/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import checks
+import invariants
 import upswap
 
 
@@ -57,7 +57,7 @@ def test_kinds_opens_others() -> None:
     model = upswap.patch(build(), kinds=("feature", "logits"))
     assert [site.name for site in upswap.plan_of(model).swapped] == ["blocks.0", "blocks.1", "up"]
     assert isinstance(model.up, upswap.DySample)
-    checks.check_step_0(build(), model, [X])
+    invariants.check_step_0(build(), model, [X])
     only = upswap.inspect(build(), kinds="logits")
     assert [site.name for site in only.swapped] == ["up"]
 
@@ -132,8 +132,8 @@ def test_cascade_chains_unshared_steps() -> None:
     (module,) = upswap.upsamplers(patched).values()
     assert [type(step).__name__ for step in module] == ["DySample", "DySample"]
     assert module[0].offset.weight is not module[1].offset.weight
-    checks.check_step_0(original, patched, [X])  # a chain of nearest x2 is a nearest x4
-    checks.check_learning(patched, X)
+    invariants.check_step_0(original, patched, [X])  # a chain of nearest x2 is a nearest x4
+    invariants.check_learning(patched, X)
 
 
 def test_param_groups_and_freezing() -> None:
@@ -221,7 +221,7 @@ def test_channels_last_stays() -> None:
     x = X.to(memory_format=torch.channels_last)
     out = patched(x)
     assert out.is_contiguous(memory_format=torch.channels_last)
-    checks.assert_close([out], [original(x)], 1e-5)
+    invariants.assert_close([out], [original(x)], 1e-5)
 
 
 def test_a_registered_upsampler_is_used() -> None:

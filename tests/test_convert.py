@@ -1,8 +1,7 @@
-"""`upswap.convert`, the Python twin of the command, and how plans, reports and conversions present themselves."""
+"""`upswap.convert`, the Python twin of the command, and how reports and conversions present themselves."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -11,14 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
 import upswap
 from upswap.apps.cli import run
-
-UNET = "smp:unet?encoder_name=resnet18&classes=2"
 
 
 def sequential() -> nn.Module:
@@ -128,29 +124,6 @@ def test_capture_and_compare_verify_with_one_model() -> None:
 
 
 # ---- how they present themselves
-
-
-def test_a_plan_prints_as_the_command_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for width in ("80", "200"):
-        monkeypatch.setenv("COLUMNS", width)
-        assert run(["inspect", UNET]) == 0
-        printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.rstrip().splitlines())
-        plan = upswap.inspect(smp.Unet(encoder_name="resnet18", encoder_weights=None, classes=2))
-        assert str(plan) == printed
-
-
-def test_a_plans_repr_is_one_short_line() -> None:
-    assert repr(upswap.inspect(sequential())) == "<Plan of Sequential: 1 to swap, 0 to keep>"
-
-
-def test_a_plan_in_a_notebook_is_a_table_with_every_text_escaped() -> None:
-    model = sequential()
-    plan = upswap.inspect(model)
-    hostile = plan.replace_sites([dataclasses.replace(plan.sites[0], reason="<script>x</script>")])
-    shown = hostile._repr_html_()
-    assert "<script>" not in shown
-    assert "&lt;script&gt;x&lt;/script&gt;" in shown
-    assert shown.count("<tr>") == 2
 
 
 def test_a_report_says_each_output(source: Path) -> None:

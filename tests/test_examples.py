@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import upswap
-from files import assert_same, patched, unet
+from models import assert_same, patched, unet
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import upswap
-from files import IMAGES, assert_same, patched, unet
+from models import IMAGES, assert_same, patched, unet
 from upswap import OptionError, PlanError, SourceError
 from upswap.files.checkpoint import read_header
 from upswap.files.formats import safetensors as portable

@@ -1,6 +1,6 @@
 """Plans and files that this version wrote go on loading; newer ones are refused, and broken ones say where.
 
-Run as a script it writes the files under `data/`, for a new version of the schema.
+Run as a script, with `tests/support` in PYTHONPATH, it writes the files under `data/`, for a new version of the schema.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from upswap.plan.plan import Options
 from upswap.plan.site import Location, Site, Step
 from upswap.surgery import rewritten_class
 
-STORED = Path(__file__).parent / "data" / "schema1"
-DOCUMENT = Path(__file__).parent.parent / "docs" / "plan.md"
+STORED = Path(__file__).parents[1] / "data" / "schema1"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "plan.md"
 
 
 def smp_unet() -> nn.Module:

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 import upswap
-from files import IMAGES, patched, unet
-from pickles import Call, Global, New, Raw, pickled, records, repacked, write_pt
+from models import IMAGES, patched, unet
+from raw_pickle import Call, Global, New, Raw, pickled, records, repacked, write_pt
 from upswap import OptionError, PlanError, SourceError, UntrustedFileError, UpswapWarning
 from upswap.files.formats import safetensors as portable
 from upswap.files.safety import allowed_names as trust
@@ -215,7 +215,8 @@ def test_nothing_is_run_that_python_itself_would_notice(tmp_path: Path) -> None:
     """Python's audit events, in a process of its own: no call, import, file or code, for any of the attacks."""
     for index, (value, _) in enumerate(attacks(tmp_path / "ran").values()):
         write_pt(tmp_path / f"{index:02}.pt", pickled(value))
-    paths = [str(Path(__file__).parent), str(Path(upswap.__file__).parents[1])]
+    tests = Path(__file__).parents[2]
+    paths = [str(tests), str(tests / "libraries"), str(Path(upswap.__file__).parents[1])]
     control = pickled(Call(Global("os", "system"), "true"))
     code = textwrap.dedent(WATCHED.format(paths=paths, folder=str(tmp_path), control=control))
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import checks
+import invariants
 from upswap import InputError
 from upswap.probe.inputs.describe import build, describe
 from upswap.probe.inputs.infer import candidates, example_inputs_for
@@ -199,14 +199,14 @@ def inferred(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Any:
-    with checks.quiet():
+    with invariants.quiet():
         yield
 
 
 def of_zoo(zoo: str, name: str) -> nn.Module:
     """The model of a case of a zoo."""
-    pytest.importorskip(checks.ZOOS[zoo])
-    return next(case for case in checks.cases_of(zoo) if case.name == name).build()
+    pytest.importorskip(invariants.ZOOS[zoo])
+    return next(case for case in invariants.cases_of(zoo) if case.name == name).build()
 
 
 def test_torchvision_detection_takes_a_narrow_image_that_it_does_not_resize() -> None:

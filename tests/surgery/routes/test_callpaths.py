@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-import checks
-import detours as d
+import idioms as d
+import invariants
 import upswap
 from zoos.case import Arguments, Case
 
@@ -82,7 +82,7 @@ def test_all_checks(cls: type[nn.Module]) -> None:
     case = Case(
         "idioms", cls.__name__, lambda: build(cls), given, lambda model: given(model, 3), 3, MODELS[cls], inferred=False
     )
-    for check in checks.Run(case).checks().values():
+    for check in invariants.Run(case).checks().values():
         check()
 
 
@@ -99,8 +99,8 @@ def test_copies_pickles_and_plans(cls: type[nn.Module]) -> None:
         for parameter in upswap.parameters(patched):
             parameter.add_(torch.randn_like(parameter) * 0.1)
         replayed.load_state_dict(patched.state_dict(), strict=True)
-        expected = checks.outputs(patched.train(training), (args, kwargs))
-        plain = checks.outputs(build(cls).train(training), (args, kwargs))
+        expected = invariants.outputs(patched.train(training), (args, kwargs))
+        plain = invariants.outputs(build(cls).train(training), (args, kwargs))
         assert any((a - b).abs().max() > 1e-3 for a, b in zip(plain, expected, strict=True)), (
             "the upsamplers are not in use"
         )
@@ -108,10 +108,10 @@ def test_copies_pickles_and_plans(cls: type[nn.Module]) -> None:
         if cls not in UNPICKLABLE:
             again.append(pickle.loads(pickle.dumps(patched)))
         for model in again:
-            checks.assert_equal(checks.outputs(model.train(training), (args, kwargs)), expected)
+            invariants.assert_equal(invariants.outputs(model.train(training), (args, kwargs)), expected)
             assert upswap.plan_of(model) == upswap.plan_of(patched)
             assert type(upswap.unpatch(model)) is cls
-            checks.assert_equal(checks.outputs(model, (args, kwargs)), plain)
+            invariants.assert_equal(invariants.outputs(model, (args, kwargs)), plain)
 
 
 #: What torch.compile itself refuses: the original does not compile whole either.
@@ -128,4 +128,6 @@ def test_compiles_whole(cls: type[nn.Module]) -> None:
         args, kwargs = given(original, number)
         with torch.no_grad():
             got: Any = compiled(*args, **kwargs)
-        checks.assert_close(upswap.probe.dataflow.tensors_in(got), checks.outputs(original, (args, kwargs)), 1e-5)
+        invariants.assert_close(
+            upswap.probe.dataflow.tensors_in(got), invariants.outputs(original, (args, kwargs)), 1e-5
+        )

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from test_zoo import built, descendants, listing, place, rows, start, until  # noqa: F401 - `place` is a fixture
+from zoo_runs import built, descendants, listing, rows, start, until
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -80,7 +80,7 @@ def check_work(folder: Path, done: set[str]) -> None:
 
 
 @pytest.mark.parametrize("from_below", [False, True])
-def test_a_worker_of_this_machine_is_killed(from_below: bool, place: Path) -> None:  # noqa: F811
+def test_a_worker_of_this_machine_is_killed(from_below: bool, place: Path) -> None:
     """`from_below` is how joblib ends the workers that are left when one is lost, and all of them on Ctrl-C."""
     process = start(place, "list", listing(place, *NAMES), "-o", "out", "--jobs", "2")
     done = kill_a_worker(process, place, process.pid, from_below=from_below)
@@ -89,7 +89,7 @@ def test_a_worker_of_this_machine_is_killed(from_below: bool, place: Path) -> No
 
 
 @contextlib.contextmanager
-def dask_cluster(place: Path, workers: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:  # noqa: F811
+def dask_cluster(place: Path, workers: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The process that keeps the workers, of one thread each, and the address. The workers may still be coming."""
     pytest.importorskip("distributed")
     options = ["--no-dashboard", "--scheduler-file", "s"]
@@ -106,7 +106,7 @@ def dask_cluster(place: Path, workers: int) -> Iterator[tuple[subprocess.Popen[b
             [sys.executable, "-m", "distributed.cli.dask_worker", *options],
             stderr=subprocess.DEVNULL,
             cwd=place,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(place)])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), str(place)])},
         )
         yield worker, json.loads((place / "s").read_text())["address"]
     finally:
@@ -116,7 +116,7 @@ def dask_cluster(place: Path, workers: int) -> Iterator[tuple[subprocess.Popen[b
                 each.wait(30)
 
 
-def test_dask(place: Path) -> None:  # noqa: F811
+def test_dask(place: Path) -> None:
     with dask_cluster(place, 2) as (worker, address):
         process = start(
             place, "list", listing(place, *NAMES), "-o", "out", "--jobs", "2", "--backend", "dask", "--address", address
@@ -126,7 +126,7 @@ def test_dask(place: Path) -> None:  # noqa: F811
         check_work(place, done)
 
 
-def test_a_dask_cluster_with_room_for_one_model_does_the_work(place: Path) -> None:  # noqa: F811
+def test_a_dask_cluster_with_room_for_one_model_does_the_work(place: Path) -> None:
     """So has one whose workers are still coming. Left to itself, joblib would do the models in the process that asked."""
     with dask_cluster(place, 1) as (worker, address):
         process = start(place, "list", listing(place, NAMES[0]), "-o", "out", "--backend", "dask", "--address", address)
@@ -138,12 +138,12 @@ def test_a_dask_cluster_with_room_for_one_model_does_the_work(place: Path) -> No
 
 
 @pytest.mark.parametrize("authentication", ["disabled", "token"])
-def test_ray(authentication: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_ray(authentication: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = tuple(map(int, pytest.importorskip("ray").__version__.split(".")[:2]))
     if authentication == "token" and release < (2, 52):
         pytest.skip(f"ray has tokens from 2.52 on; this is {release[0]}.{release[1]}")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(place)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[3]), str(place)]))
     # Said in both cases: left open, a `~/.ray/auth_token` on this machine decides for the cluster, but not for who joins it.
     monkeypatch.setenv("RAY_AUTH_MODE", authentication)
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))

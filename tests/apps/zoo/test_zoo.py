@@ -10,11 +10,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import textwrap
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,82 +24,9 @@ from upswap.apps.zoo import catalog
 from upswap.apps.zoo.checks import run_checks
 from upswap.apps.zoo.journal import Journal
 from upswap.apps.zoo.rows import Row, Settings
+from zoo_runs import built, descendants, listing, rows, start, until
 
 Captured = pytest.CaptureFixture[str]
-
-#: A package of tiny models. Each leaves a line when it is built, so that a model that is done twice shows.
-PACKAGE = """
-import os, sys, time
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, width=4):
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, stride=2, padding=1)
-        self.head = nn.Conv2d(width, 2, 3, padding=1)
-    def forward(self, x):
-        return self.head(nn.functional.interpolate(self.stem(x), scale_factor=2))
-
-def log(name):
-    with open(os.environ["BUILT"], "a") as file:
-        file.write(f"{name}\\n")
-
-def make(name, seconds=0.0):
-    log(name)
-    time.sleep(seconds)
-    return Net()
-
-def hangs():
-    log("hangs")
-    time.sleep(600)
-
-def eats():
-    log("eats")
-    held = []
-    while True:
-        held.append(torch.ones(50_000_000))
-
-def crashes():
-    log("crashes")
-    sys.stderr.write("about to crash\\n")
-    sys.stderr.flush()
-    os.abort()
-
-def raises():
-    raise ValueError("no such width")
-
-def plain():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 1))
-"""
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current folder with the package, and the log of what was built."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setenv("BUILT", str(tmp_path / "built"))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    (tmp_path / "nets_of_zoo.py").write_text(textwrap.dedent(PACKAGE))
-    (tmp_path / "built").touch()
-    yield tmp_path
-    sys.modules.pop("nets_of_zoo", None)
-
-
-def built(place: Path) -> list[str]:
-    return (place / "built").read_text().split()
-
-
-def listing(place: Path, *names: str) -> str:
-    path = place / "models.txt"
-    path.write_text("# the models\n\n" + "\n".join(f"python:nets_of_zoo:{name}" for name in names) + "\n")
-    return str(path)
-
-
-def rows(folder: Path) -> dict[str, Row]:
-    return {source.rpartition(":")[2]: row for source, row in Journal(folder).rows().items()}
 
 
 # ---- what is chosen
@@ -338,31 +260,6 @@ def test_workers_may_write_at_the_same_time(tmp_path: Path) -> None:
 
 
 # ---- a run that is stopped
-
-
-def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "upswap", "zoo", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=place,
-        # A shell makes what it starts in the background deaf to interrupts, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """Wait for a condition; what it gave when it held."""
-    end = time.monotonic() + seconds
-    while not (given := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-    return given
-
-
-def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
 
 
 SLOW = tuple(f"make?name=m{index}&seconds=1.5" for index in range(5))

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import interpolate as resize_as_imported
 
-import checks
+import invariants
 import upswap
 
 
@@ -263,12 +263,12 @@ def test_idiom(cls: type[nn.Module]) -> None:
     assert isinstance(patched, cls)
     assert {site.name: site.route for site in upswap.plan_of(patched).swapped} == MODELS[cls]
     images = [torch.randn(1, 3, 16, 24), torch.randn(3, 3, 32, 32), torch.randn(2, 3, 20, 12)]
-    checks.check_step_0(original, patched, images)
-    checks.check_keys(original, patched)
-    checks.check_training(original, patched, images[1])
-    checks.check_learning(patched, images[1])
-    checks.check_repatch(patched)
-    checks.check_unpatch(original, patched, images[0])
+    invariants.check_step_0(original, patched, images)
+    invariants.check_keys(original, patched)
+    invariants.check_training(original, patched, images[1])
+    invariants.check_learning(patched, images[1])
+    invariants.check_repatch(patched)
+    invariants.check_unpatch(original, patched, images[0])
 
 
 @pytest.mark.parametrize("cls", [cls for cls in MODELS if cls is not Closure], ids=lambda cls: cls.__name__)
@@ -291,7 +291,7 @@ def test_a_plan_is_replayed_without_a_probe(cls: type[nn.Module]) -> None:
     plan = upswap.Plan.from_json(upswap.inspect(build(cls)).to_json())
     patched = upswap.patch(build(cls), plan=plan)
     assert upswap.plan_of(patched) == plan
-    checks.check_step_0(build(cls), patched, [torch.randn(2, 3, 16, 24)])
+    invariants.check_step_0(build(cls), patched, [torch.randn(2, 3, 16, 24)])
 
 
 @pytest.mark.parametrize("cls", [Straight, Branch, Loop, Layer, Method], ids=lambda cls: cls.__name__)
@@ -302,7 +302,7 @@ def test_compiles_whole(cls: type[nn.Module]) -> None:
     compiled = torch.compile(patched, fullgraph=True, backend="eager", dynamic=True)
     for side in (16, 24):
         x = torch.randn(2, 3, side, side)
-        checks.assert_close([compiled(x)], [original(x)], 1e-5)
+        invariants.assert_close([compiled(x)], [original(x)], 1e-5)
 
 
 @pytest.mark.parametrize("cls", [Straight, Branch, Loop, Layer], ids=lambda cls: cls.__name__)
@@ -326,10 +326,10 @@ def test_arguments_decide_at_run_time() -> None:
     patched = upswap.patch(copy.deepcopy(original))
     x = torch.randn(1, 3, 16, 16)
     for skip in (True, False):
-        checks.assert_close([patched(x, skip=skip)], [original(x, skip)], 1e-5)
+        invariants.assert_close([patched(x, skip=skip)], [original(x, skip)], 1e-5)
     original, patched = build(Closure), upswap.patch(build(Closure))
     for flip in (True, False):
-        checks.assert_close([patched(x, flip=flip)], [original(x, flip=flip)], 1e-5)
+        invariants.assert_close([patched(x, flip=flip)], [original(x, flip=flip)], 1e-5)
     assert patched.forward.__doc__ == "With a docstring."
 
 
@@ -392,7 +392,7 @@ def test_more_runs_of_a_line_than_the_plan_knows_run_the_original() -> None:
     assert len(upswap.upsamplers(patched)) == 2
     x = torch.randn(1, 3, 16, 16)
     for n in (1, 2, 5):
-        checks.assert_close([patched(x, n)], [original(x, n)], 1e-5)
+        invariants.assert_close([patched(x, n)], [original(x, n)], 1e-5)
 
 
 def helper(x):
@@ -641,15 +641,15 @@ def test_what_a_trace_would_fix_goes_to_source(cls: type[nn.Module], monkeypatch
                     got = patched(image)
                 assert (got - expected).abs().max() <= 1e-5 * max(expected.abs().max(), 1e-3)
                 assert got.requires_grad == expected.requires_grad
-    checks.check_learning(patched, torch.randn(2, 3, 16, 24))
+    invariants.check_learning(patched, torch.randn(2, 3, 16, 24))
     if cls is Global:
         monkeypatch.setitem(GAIN, "gain", 3.0)
-        checks.assert_close([patched(image)], [original(image)], 1e-5)
+        invariants.assert_close([patched(image)], [original(image)], 1e-5)
     if cls is Growing:
         extra = nn.Conv2d(8, 8, 1)
         original.more.append(extra)
         patched.more.append(extra)
-        checks.assert_close([patched(image)], [original(image)], 1e-5)
+        invariants.assert_close([patched(image)], [original(image)], 1e-5)
     if cls is HelperFreezes:
         patched.zero_grad()
         patched(image).sum().backward()

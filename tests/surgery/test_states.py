@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
-import checks
+import invariants
 import upswap
 
 
@@ -56,7 +56,7 @@ def image(batch: int = 2) -> torch.Tensor:
 def test_the_net_itself() -> None:
     original, patched = build(), upswap.patch(build())
     assert [site.name for site in upswap.plan_of(patched).swapped] == SITES
-    checks.check_step_0(original, patched, [image()])
+    invariants.check_step_0(original, patched, [image()])
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_types_and_layouts(dtype: torch.dtype, tolerance: float, memory_format: 
     x = image().to(dtype).contiguous(memory_format=memory_format)
     with torch.no_grad():
         out, expected = patched(x), original(x)
-    checks.assert_close([out], [expected], tolerance)
+    invariants.assert_close([out], [expected], tolerance)
     assert out.stride() == expected.stride()
-    checks.check_learning(patched, x)
+    invariants.check_learning(patched, x)
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -84,7 +84,7 @@ def test_patched_on_the_meta_device_then_materialised(given: bool) -> None:
     model.to_empty(device="cpu")
     reference = upswap.patch(build())
     model.load_state_dict(reference.state_dict(), strict=True)
-    checks.check_step_0(build(), model, [image()])
+    invariants.check_step_0(build(), model, [image()])
     assert type(upswap.unpatch(model)) is Net
 
 
@@ -99,9 +99,9 @@ def test_parametrised_children() -> None:
     parametrize.register_parametrization(original.last, "weight", Doubled())
     patched = upswap.patch(copy.deepcopy(original))
     assert list(upswap.upsamplers(patched)) == ["block.upsample", "up"]
-    checks.check_step_0(original, patched, [image()])
-    checks.check_learning(patched, image())
-    checks.check_unpatch(original, patched, image())
+    invariants.check_step_0(original, patched, [image()])
+    invariants.check_learning(patched, image())
+    invariants.check_unpatch(original, patched, image())
 
 
 def test_a_parametrised_owner() -> None:
@@ -111,9 +111,9 @@ def test_a_parametrised_owner() -> None:
     assert type(original.block).__name__ == "ParametrizedBlock"
     patched = upswap.patch(copy.deepcopy(original))
     assert [site.name for site in upswap.plan_of(patched).swapped] == SITES
-    checks.check_step_0(original, patched, [image()])
-    checks.check_learning(patched, image())
-    checks.check_unpatch(original, patched, image())
+    invariants.check_step_0(original, patched, [image()])
+    invariants.check_learning(patched, image())
+    invariants.check_unpatch(original, patched, image())
 
 
 def test_hooks_see_what_they_saw() -> None:
@@ -129,7 +129,7 @@ def test_hooks_see_what_they_saw() -> None:
     before, after = record(original), record(patched)
     upswap.patch(patched)
     after.clear()
-    checks.assert_close([patched(image())], [original(image())], 1e-5)
+    invariants.assert_close([patched(image())], [original(image())], 1e-5)
     patched(image()).sum().backward()
     original(image()).sum().backward()
     assert after == before
@@ -143,7 +143,7 @@ def test_a_part_that_is_compiled() -> None:
     model(image())  # compiled before the patch, and again after it
     upswap.patch(model)
     assert list(upswap.upsamplers(model)) == ["block._orig_mod.upsample", "up"]
-    checks.assert_close([model(image())], [original(image())], 1e-5)
+    invariants.assert_close([model(image())], [original(image())], 1e-5)
     model.block._orig_mod.upsample.offset.bias.add_(0.3)
     assert (model(image()) - original(image())).abs().max() > 1e-3
     upswap.unpatch(model)
@@ -157,7 +157,7 @@ def test_compiled_in_place() -> None:
     model(image())
     upswap.patch(model)
     assert list(upswap.upsamplers(model)) == ["block.upsample", "up"]
-    checks.assert_close([model(image())], [original(image())], 1e-5)
+    invariants.assert_close([model(image())], [original(image())], 1e-5)
     with torch.no_grad():
         model.block.upsample.offset.bias.add_(0.3)
     assert (model(image()) - original(image())).abs().max() > 1e-3
@@ -176,13 +176,13 @@ def test_a_scripted_part_is_left_alone_and_named() -> None:
     plan = upswap.inspect(model)
     assert [site.name for site in plan.swapped] == ["up"]
     assert any("TorchScript" in hint and "block" in hint for hint in plan.hints)
-    checks.check_step_0(copy.deepcopy(model), upswap.patch(model), [image()])
+    invariants.check_step_0(copy.deepcopy(model), upswap.patch(model), [image()])
 
 
 def test_autocast_and_inference_mode() -> None:
     original, patched = build(), upswap.patch(build())
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        checks.assert_close([patched(image())], [original(image())], 5e-2)
+        invariants.assert_close([patched(image())], [original(image())], 5e-2)
 
 
 def test_a_probe_under_inference_mode() -> None:
@@ -210,10 +210,10 @@ def test_a_block_shared_by_two_parents() -> None:
     assert list(upswap.upsamplers(patched)) == ["first.block.upsample", "first.up"]
     assert patched.second.block is patched.first.block
     assert patched.second.up is patched.first.up
-    checks.check_step_0(original, patched, [image()])
-    checks.check_keys(original, patched)
-    checks.check_learning(patched, image())
-    checks.check_unpatch(original, patched, image())
+    invariants.check_step_0(original, patched, [image()])
+    invariants.check_keys(original, patched)
+    invariants.check_learning(patched, image())
+    invariants.check_unpatch(original, patched, image())
     assert patched.second.up is patched.first.up
 
 
@@ -247,6 +247,6 @@ def test_kinds_opens_gates_and_logits_and_says_what_it_cannot() -> None:
     assert not kinds["volume"].swap
     assert "not yet" in kinds["volume"].reason
     patched = upswap.patch(copy.deepcopy(original), kinds=every)
-    checks.check_step_0(original, patched, [torch.randn(2, 3, 16, 24)])
-    checks.check_learning(patched, torch.randn(2, 3, 16, 24))
-    checks.check_unpatch(original, patched, torch.randn(2, 3, 16, 24))
+    invariants.check_step_0(original, patched, [torch.randn(2, 3, 16, 24)])
+    invariants.check_learning(patched, torch.randn(2, 3, 16, 24))
+    invariants.check_unpatch(original, patched, torch.randn(2, 3, 16, 24))

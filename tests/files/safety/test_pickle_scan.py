@@ -17,7 +17,7 @@ from torch import nn
 
 import upswap
 from fuzz.guard import Peak
-from pickles import Call, Global, New, Raw, pickled, records, write_pt
+from raw_pickle import Call, Global, New, Raw, pickled, records, write_pt
 from upswap import SourceError
 
 

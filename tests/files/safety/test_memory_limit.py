@@ -14,8 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import upswap
-from files import assert_same, patched, unet
 from fuzz.guard import Peak
+from models import assert_same, patched, unet
 from upswap import PlanError, SourceError
 from upswap.files import open_source
 from upswap.files.formats import safetensors as portable

@@ -1,7 +1,8 @@
 """segmentation-models-pytorch, for the coverage command: every architecture over encoders of different families.
 
-`tests/test_smp.py` holds what is expected of each site. The `PAPER_CASES` are hosts of the DySample paper that no other library
-here has: Panoptic FPN's two halves, the pyramid with three top-down steps and the semantic head on it, are SMP's FPN.
+`tests/libraries/test_smp.py` holds what is expected of each site. The `PAPER_CASES` are hosts of the DySample paper that no
+other library here has: Panoptic FPN's two halves, the pyramid with three top-down steps and the semantic head on it, are SMP's
+FPN.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import checks
+import invariants
 import upswap
 
 smp = pytest.importorskip("segmentation_models_pytorch")
@@ -163,7 +163,7 @@ def test_inspect_gives_the_expected_sites(arch: str, encoder: str) -> None:
     model = build(arch, encoder)
     before = copy.deepcopy(model)
     plan = upswap.inspect(model)
-    assert checks.decisions(plan) == expected
+    assert invariants.decisions(plan) == expected
     assert all(site.location is None or site.location.line > 0 for site in plan.sites)
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True)
@@ -176,12 +176,12 @@ def test_patched_model(arch: str, encoder: str) -> None:
     original = build(arch, encoder)
     patched = upswap.patch(copy.deepcopy(original))
     batches = images(encoder, arch)
-    checks.check_step_0(original, patched, batches)
-    checks.check_keys(original, patched)
-    checks.check_training(original, patched, batches[1])
-    checks.check_learning(patched, batches[1])
-    checks.check_repatch(patched)
-    checks.check_unpatch(original, patched, batches[0])
+    invariants.check_step_0(original, patched, batches)
+    invariants.check_keys(original, patched)
+    invariants.check_training(original, patched, batches[1])
+    invariants.check_learning(patched, batches[1])
+    invariants.check_repatch(patched)
+    invariants.check_unpatch(original, patched, batches[0])
 
 
 @pytest.mark.parametrize(("arch", "encoder"), NOTHING)
@@ -212,9 +212,9 @@ def test_every_interpolation_mode(arch: str, mode: str) -> None:
     patched = upswap.patch(copy.deepcopy(original), style="pl" if mode == "bicubic" else "lp", dyscope=mode == "area")
     assert mode in {site.mode for site in upswap.plan_of(patched).swapped}
     batches = images("resnet18", arch)
-    checks.check_step_0(original, patched, batches)
-    checks.check_training(original, patched, batches[1])
-    checks.check_learning(patched, batches[1])
+    invariants.check_step_0(original, patched, batches)
+    invariants.check_training(original, patched, batches[1])
+    invariants.check_learning(patched, batches[1])
 
 
 @pytest.mark.parametrize("style", ["lp", "pl"])
@@ -225,8 +225,8 @@ def test_every_variant(arch: str, style: str, dyscope: bool) -> None:
     patched = upswap.patch(copy.deepcopy(original), style=style, dyscope=dyscope)
     assert {module.style for module in upswap.upsamplers(patched).values()} == {style}
     batches = images("resnet18", arch)
-    checks.check_step_0(original, patched, batches)
-    checks.check_learning(patched, batches[1])
+    invariants.check_step_0(original, patched, batches)
+    invariants.check_learning(patched, batches[1])
 
 
 @pytest.mark.parametrize(
@@ -239,14 +239,14 @@ def test_shallower_encoders(arch: str, depth: int) -> None:
         options["decoder_channels"] = (64, 32, 16, 16)[:depth]
     original = build(arch, "resnet18", **options)
     patched = upswap.patch(copy.deepcopy(original))
-    checks.check_step_0(original, patched, images("resnet18", arch))
+    invariants.check_step_0(original, patched, images("resnet18", arch))
 
 
 def test_an_auxiliary_head_and_attention() -> None:
     options = {"aux_params": {"classes": 2}, "decoder_attention_type": "scse"}
     original = build("Unet", "resnet18", **options)
     patched = upswap.patch(copy.deepcopy(original))
-    checks.check_step_0(original, patched, images("resnet18", "Unet"))
+    invariants.check_step_0(original, patched, images("resnet18", "Unet"))
     masks, labels = patched(torch.randn(2, 3, 64, 64))
     assert masks.shape == (2, 3, 64, 64)
     assert labels.shape == (2, 2)
@@ -265,8 +265,8 @@ def test_compiles_and_exports_as_the_original_does(arch: str) -> None:
     exported = torch.export.export(patched, (small,), dynamic_shapes=({0: auto, 2: auto, 3: auto},)).module()
     with torch.no_grad():
         for image in (small, large):
-            checks.assert_close([compiled(image)], [original(image)], 1e-5)
-            checks.assert_close([exported(image)], [original(image)], 1e-5)
+            invariants.assert_close([compiled(image)], [original(image)], 1e-5)
+            invariants.assert_close([exported(image)], [original(image)], 1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")
@@ -280,7 +280,7 @@ def test_a_trace_of_a_trained_model_holds_at_other_sizes(arch: str) -> None:
                 parameter.normal_(std=0.05)
         traced = torch.jit.trace(patched, torch.randn(1, 3, 128, 128), check_trace=False)
         for image in (torch.randn(1, 3, 128, 128), torch.randn(2, 3, 192, 160)):
-            checks.assert_close([traced(image)], [patched(image)], 1e-5)
+            invariants.assert_close([traced(image)], [patched(image)], 1e-5)
 
 
 @pytest.mark.parametrize("arch", ["Unet", "FPN", "UPerNet"])
@@ -289,11 +289,11 @@ def test_autocast_and_channels_last(arch: str) -> None:
     patched = upswap.patch(copy.deepcopy(original))
     image = torch.randn(2, 3, 64, 96)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        checks.assert_close([patched(image)], [original(image)], 5e-2)  # bfloat16 keeps 8 bits
+        invariants.assert_close([patched(image)], [original(image)], 5e-2)  # bfloat16 keeps 8 bits
     image = image.to(memory_format=torch.channels_last)
     original.to(memory_format=torch.channels_last)
     patched.to(memory_format=torch.channels_last)
     with torch.no_grad():
         out, expected = patched(image), original(image)
-    checks.assert_close([out], [expected], 1e-5)
+    invariants.assert_close([out], [expected], 1e-5)
     assert out.stride() == expected.stride()

@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import upswap
-from files import IMAGES, assert_same, patched, unet
+from models import IMAGES, assert_same, patched, unet
 from upswap import PlanError
 from upswap.surgery import rewritten_class
 

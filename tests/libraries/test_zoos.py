@@ -1,4 +1,4 @@
-"""Every model of every zoo that is small enough to test: all checks of `checks.Run`, one test a model.
+"""Every model of every zoo that is small enough to test: all checks of `invariants.Run`, one test a model.
 
 The zoos' other models are for `benchmarks/coverage.py`, which makes the same checks.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import checks
+import invariants
 from zoos.case import Case
 
 #: More than about ten seconds, with a shallower model among the others whose sites are the same.
@@ -26,11 +26,11 @@ SLOW = {
 
 def cases() -> Iterator[Any]:
     """The tested cases; of a zoo that is not installed, one that is skipped."""
-    for zoo, library in checks.ZOOS.items():
+    for zoo, library in invariants.ZOOS.items():
         if importlib.util.find_spec(library) is None:
             yield pytest.param(None, id=zoo, marks=pytest.mark.skip(reason=f"{library} is not installed"))
         else:
-            for case in checks.cases_of(zoo):
+            for case in invariants.cases_of(zoo):
                 if case.tested:
                     name = f"{zoo}-{case.name}"
                     yield pytest.param(case, id=name, marks=pytest.mark.slow if name in SLOW else ())
@@ -38,7 +38,7 @@ def cases() -> Iterator[Any]:
 
 @pytest.mark.parametrize("case", list(cases()))
 def test_a_model_of_a_zoo(case: Case) -> None:
-    for name, check in checks.Run(case).checks().items():
+    for name, check in invariants.Run(case).checks().items():
         try:
             check()
         except BaseException as error:
@@ -52,7 +52,7 @@ EVAL_ONLY = ("sites", "step 0", "stand-ins", "keys", "learning", "unpatch")
 
 def hosts() -> Iterator[Any]:
     """The paper's hosts that are too large for all checks, at their real configuration."""
-    for zoo, library in checks.ZOOS.items():
+    for zoo, library in invariants.ZOOS.items():
         if importlib.util.find_spec(library) is not None:
             module = importlib.import_module(f"zoos.{zoo}_zoo")
             for case in getattr(module, "PAPER_CASES", ()):
@@ -62,6 +62,6 @@ def hosts() -> Iterator[Any]:
 
 @pytest.mark.parametrize("case", list(hosts()))
 def test_a_large_host_of_the_paper(case: Case) -> None:
-    made = checks.Run(case).checks()
+    made = invariants.Run(case).checks()
     for name in EVAL_ONLY:
         made[name]()

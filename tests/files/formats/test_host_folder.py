@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import upswap
-from checks import Given, assert_equal, outputs
-from files import patched
+from invariants import Given, assert_equal, outputs
+from models import patched
 from upswap import OptionError, SaveError, SourceError, UntrustedFileError, UpswapError, UpswapWarning
 from upswap.apps.cli import run
 from upswap.files.open_source import open_source

@@ -1,4 +1,4 @@
-"""What the Triton kernels compute, in triton's interpreter: `test_triton_sampler.py` runs these in a process of their own.
+"""What the Triton kernels compute, in triton's interpreter: `nn/sampling/test_triton.py` runs these in a process of their own.
 
 The interpreter takes some 40 ms for a program of a kernel. So shapes are small, and `BLOCKS` replaces the blocks that would
 be chosen for them on a GPU, which make many small programs.
@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from test_dysample_parity import golden_cases, golden_tensors, relative_error
+from golden import golden_cases, golden_tensors, relative_error
 from upswap import DySample
 from upswap.nn.sampling import memory_format as layout
 from upswap.nn.sampling import positions as sampling
@@ -163,7 +163,7 @@ def check(
 
 @pytest.fixture(autouse=True)
 def _interpreted() -> None:
-    assert triton.knobs.runtime.interpret, "run by test_triton_sampler.py, with TRITON_INTERPRET=1"
+    assert triton.knobs.runtime.interpret, "run by nn/sampling/test_triton.py, with TRITON_INTERPRET=1"
 
 
 # -- the base grid ----------------------------------------------------------------------------------------------------------

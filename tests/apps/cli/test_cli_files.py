@@ -11,7 +11,7 @@ import segmentation_models_pytorch as smp
 import torch
 
 import upswap
-from files import IMAGES, assert_same, patched, unet
+from models import IMAGES, assert_same, patched, unet
 from upswap.apps.cli import run
 from upswap.probe.inputs.inputs import as_inputs
 from upswap.surgery.checking.first_difference import first_difference

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
+from golden import golden_cases, golden_tensors, relative_error
 from upswap.apps.bench.reference import ReferenceDySample
 from upswap.nn.dysample import DySample
 
-GOLDEN = Path(__file__).parent / "data" / "dysample_reference.safetensors"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
-
-
-def golden_cases() -> list[Any]:
-    with safe_open(GOLDEN, "pt") as file:
-        cases = json.loads(file.metadata()["cases"])
-    return [pytest.param(case, id=f"{case['name']}-{case['style']}-x{case['scale']}-{case['dtype']}") for case in cases]
-
-
-def golden_tensors(name: str) -> dict[str, Tensor]:
-    with safe_open(GOLDEN, "pt") as file:
-        keys = [key for key in file.keys() if key.startswith(f"{name}.")]  # noqa: SIM118 (a file, not a dict)
-        return {key.removeprefix(f"{name}."): file.get_tensor(key) for key in keys}
-
-
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    scale = expected.abs().max().item()
-    return (got - expected).abs().max().item() / (scale or 1.0)
 
 
 def randomise(module: nn.Module, seed: int = 0, std: float = 0.3) -> None:

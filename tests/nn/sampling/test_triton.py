@@ -16,16 +16,26 @@ import torch
 from upswap.nn.sampling import triton_launch as triton_sampler
 from upswap.nn.sampling.positions import Mapping, Scheme
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[2]
 NO_TRITON = importlib.util.find_spec("triton") is None
 pytestmark = pytest.mark.skipif(NO_TRITON, reason="torch has no triton for this platform")
 
 
 def test_what_they_compute_in_the_interpreter(tmp_path: Path) -> None:
     """In a process of its own: the interpreter has to be chosen before triton is imported, and for all kernels."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(HERE / "triton_cases.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        str(TESTS / "support" / "triton_cases.py"),
+    ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS.parent, env=environment)
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
 
 

@@ -21,7 +21,7 @@ from upswap.nn.registry import _FACTORIES, ENTRY_POINTS, is_exact, upsampler_nam
 from upswap.plan.plan import Options
 from upswap.plan.site import Site
 
-PAGE = Path(__file__).parent.parent / "docs" / "upsamplers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "upsamplers.md"
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
