@@ -22,8 +22,6 @@ WITHOUT = {
     "apps/cli/bench.py",
     "apps/cli/convert.py",
     "apps/cli/options.py",
-    "apps/cli/revert.py",
-    "apps/cli/tables.py",
     "apps/cli/verify.py",
     "apps/cli/zoo.py",
     "apps/zoo/catalog.py",
