@@ -12,6 +12,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import upswap
 
@@ -95,8 +97,28 @@ def test_the_readmes_commands_are_those_ci_runs() -> None:
     for command in one_line:
         for step in command.split(" && "):
             for word in shlex.split(step):
-                if word.startswith(("examples/", "docs/")):
+                if word.startswith(("examples/", "docs/", "tests/")):
                     assert (ROOT / word).exists(), word
+
+
+def test_the_known_set_pins_whatever_the_tests_install() -> None:
+    """A library without a pin is the newest there is, and the README's command may fail on the day it appears."""
+
+    def named(requirement: str) -> str:
+        return canonicalize_name(Requirement(requirement).name)
+
+    lines = [
+        line for line in (ROOT / "tests" / "constraints.txt").read_text().splitlines() if line[:1] not in ("", "#")
+    ]
+    if not lines:
+        pytest.skip("there are no constraints: .ci/run --newest has emptied the file")
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {named(each) for each in project["dependencies"]}
+    wanted |= {
+        named(each) for extra, those in project["optional-dependencies"].items() if extra != "docs" for each in those
+    }
+    assert wanted - {"upswap"} <= {named(line) for line in lines}
 
 
 def test_the_readmes_options_exist() -> None:
