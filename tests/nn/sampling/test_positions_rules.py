@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental import symbolic_shapes
 
 from upswap.nn.sampling import positions as module
 from upswap.nn.sampling.positions import (
@@ -236,12 +237,22 @@ def test_the_size_a_factor_gives_by_hand() -> None:
         scaled_size((3, 5), (2.0,))
 
 
-def test_known_equal_of_numbers(monkeypatch) -> None:
-    for compiling in (False, True):
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
-        assert known_equal((2, 3), (2, 3)) is True
-        assert known_equal((2, 3), (2, 4)) is False
-        assert known_equal((1, 3), (2, 3)) is False
+@pytest.mark.parametrize("compiling", [False, True])
+def test_known_equal_of_numbers(compiling, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    monkeypatch.setattr(symbolic_shapes, "statically_known_true", lambda equal: asked.append(equal) or equal)
+    assert known_equal((2, 3), (2, 3)) is True
+    assert known_equal((2, 3), (2, 4)) is False
+    assert known_equal((1, 3), (2, 3)) is False
+    # only a compiler's sizes may be symbols
+    assert asked == ([True, True, True, False, False] if compiling else [])
+
+
+def test_known_equal_takes_sizes_of_two_axes(monkeypatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(ValueError, match="zip"):
+        known_equal((2, 3), (2,))
 
 
 def test_known_equal_of_nothing_in_a_trace(monkeypatch) -> None:
