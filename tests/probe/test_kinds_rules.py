@@ -1,0 +1,272 @@
+"""The kind of a resize call from the functions around it: every rule, its words, and which rule comes first."""
+
+from __future__ import annotations
+
+import pytest
+
+from upswap.probe.dataflow import Node
+from upswap.probe.kinds import MODES, kind_of
+
+SMALL, LARGE = (1, 8, 4, 6), (1, 8, 8, 12)
+CASTS = [
+    *("to", "float", "half", "bfloat16", "double", "type", "type_as", "unsqueeze", "squeeze", "view", "reshape"),
+    *("expand", "permute", "transpose", "__getitem__", "contiguous", "detach", "clone", "repeat"),
+]
+SIGMOIDS = ["sigmoid", "sigmoid_", "hardsigmoid"]
+PRODUCTS = ["mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"]
+
+
+def image():
+    return Node("input", [], "input")
+
+
+def weight():
+    return Node("parameter", [], "parameter")
+
+
+def conv(*inputs):
+    return Node("conv2d", [*inputs, weight()])
+
+
+def resize(source=None):
+    """A resize, mostly of a learned map."""
+    return Node("interpolate", [source if source is not None else conv(image())])
+
+
+def kind(
+    node, in_shape=SMALL, out_shape=LARGE, mode="bilinear", antialias=False, is_output=False, without_gradients=False
+):
+    return kind_of(
+        node,
+        in_shape,
+        out_shape,
+        mode,
+        antialias=antialias,
+        is_output=is_output,
+        without_gradients=without_gradients,
+    )
+
+
+def used_by(*names, source=None):
+    """A resize whose result goes into functions of these names, and from each into a convolution."""
+    node = resize(source)
+    for name in names:
+        conv(Node(name, [node]))
+    return node
+
+
+FEATURE = ("feature", "a learned feature map, made larger")
+MASK = ("mask", "an integer or boolean tensor, or consumed by a comparison")
+IMAGE = ("image", "comes from the input with no learned operation between")
+GATE = ("gate", "every consumer is a multiplication or a sigmoid")
+LOGITS = ("logits", "reaches the output with no convolution, linear or norm after it")
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic", "area"])
+def test_feature(mode) -> None:
+    assert mode in MODES
+    assert kind(used_by("relu"), mode=mode) == FEATURE
+
+
+def test_feature_where_one_axis_stays() -> None:
+    assert kind(used_by("relu"), SMALL, (1, 8, 8, 6)) == FEATURE
+    assert kind(used_by("relu"), SMALL, (1, 8, 4, 7)) == FEATURE
+
+
+def test_parameter_comes_before_the_number_of_axes() -> None:
+    node = resize(Node("view", [weight()]))
+    conv(node)
+    assert kind(node) == ("parameter", "nothing of the model's input flows into it")
+    assert kind(node, (1, 8, 4), (1, 8, 8))[0] == "parameter"
+
+
+def test_three_and_five_axes_come_before_masks() -> None:
+    node = used_by("argmax")
+    assert kind(node, (1, 8, 4), (1, 8, 8)) == ("sequence", "resizes a 3-D tensor")
+    assert kind(node, (1, 8, 4, 4, 4), (1, 8, 8, 8, 8)) == ("volume", "resizes a 5-D tensor: not yet supported")
+    assert kind(node) == MASK
+
+
+@pytest.mark.parametrize("name", ["__gt__", "le", "argmax", "bool", "long", "topk"])
+def test_mask_by_its_consumers(name) -> None:
+    assert kind(used_by(name)) == MASK
+    assert kind(used_by(name, "argmin")) == MASK
+    assert kind(used_by(name, "relu")) == FEATURE
+
+
+def test_mask_of_integers() -> None:
+    node = resize(Node("argmax", [conv(image())], integral=True))
+    conv(node)
+    assert kind(node) == MASK
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_mask_of_integers_through_casts_and_views(name) -> None:
+    labels = Node("argmax", [conv(image())], integral=True)
+    node = resize(Node("float", [Node(name, [labels])]))
+    conv(node)
+    assert kind(node) == MASK
+
+
+@pytest.mark.parametrize("name", ["embedding", "mul", "softmax", "one_hot"])
+def test_no_mask_where_something_is_computed_from_the_integers(name) -> None:
+    labels = Node("argmax", [conv(image())], integral=True)
+    node = resize(Node(name, [labels]))
+    conv(node)
+    assert kind(node) == FEATURE
+
+
+def test_a_cast_of_nothing_recorded_is_no_mask() -> None:
+    node = resize(Node("view", [], "unknown"))
+    conv(node)
+    assert kind(node) == FEATURE
+    alone = Node("interpolate", [], "unknown")
+    conv(alone)
+    assert kind(alone) == FEATURE
+
+
+def test_image_comes_before_unused_results() -> None:
+    node = resize(image())
+    assert kind(node) == IMAGE
+    conv(node)
+    assert kind(node) == IMAGE
+    normalised = resize(Node("mul", [image(), weight()]))
+    assert kind(normalised) == IMAGE
+
+
+def test_unused_results() -> None:
+    assert kind(resize()) == ("other", "its result is not used")
+    assert kind(resize(), is_output=True) == LOGITS
+
+
+def test_logits_before_gates() -> None:
+    node = resize()
+    Node("sigmoid", [node])
+    assert kind(node) == LOGITS
+    assert kind(node, SMALL, SMALL) == LOGITS  # and before what its size says
+    assert kind(node, without_gradients=True) == LOGITS
+
+
+@pytest.mark.parametrize("name", ["conv2d", "linear", "layer_norm", "matmul"])
+def test_no_logits_with_something_learned_anywhere_after(name) -> None:
+    node = resize()
+    Node(name, [Node("relu", [node])])
+    assert kind(node, is_output=True) == FEATURE
+
+
+@pytest.mark.parametrize("name", SIGMOIDS)
+def test_gate_by_a_sigmoid(name) -> None:
+    assert kind(used_by(name)) == GATE
+    assert kind(used_by(name, name)) == GATE
+    assert kind(used_by(name, "relu")) == FEATURE
+
+
+@pytest.mark.parametrize("name", ["tanh", "softmax", "relu"])
+def test_no_gate_by_other_activations(name) -> None:
+    assert kind(used_by(name)) == FEATURE
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("first", [True, False])
+def test_gate_by_a_product_with_another_map(name, first) -> None:
+    node, other = resize(), conv(image())
+    conv(Node(name, [node, other] if first else [other, node]))
+    assert kind(node) == GATE
+
+
+@pytest.mark.parametrize("name", ["add", "__add__", "cat", "div"])
+def test_no_gate_by_other_ways_to_join_maps(name) -> None:
+    node = resize()
+    conv(Node(name, [node, conv(image())]))
+    assert kind(node) == FEATURE
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_no_gate_by_a_product_with_a_number_a_parameter_or_itself(name) -> None:
+    assert kind(used_by(name)) == FEATURE
+    node = resize()
+    conv(Node(name, [node, weight()]))
+    assert kind(node) == FEATURE
+    node = resize()
+    conv(Node(name, [node, node]))
+    assert kind(node) == FEATURE
+
+
+@pytest.mark.parametrize("gate", [*SIGMOIDS, "softmax", "softmax_", "tanh", "hardsigmoid_"])
+def test_what_a_gate_is_multiplied_with_is_the_feature(gate) -> None:
+    node = resize()
+    conv(Node("mul", [node, Node(gate, [conv(image())])]))
+    assert kind(node) == FEATURE
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_a_gate_is_one_through_casts_and_views(name) -> None:
+    node = resize()
+    gate = Node("view", [Node(name, [Node("sigmoid", [conv(image())])])])
+    conv(Node("mul", [node, gate]))
+    assert kind(node) == FEATURE
+
+
+@pytest.mark.parametrize("name", ["relu", "mean", "softplus"])
+def test_a_gate_is_none_any_more_after_something_is_computed_from_it(name) -> None:
+    node = resize()
+    conv(Node("mul", [node, Node(name, [Node("sigmoid", [conv(image())])])]))
+    assert kind(node) == GATE
+
+
+def test_a_view_of_nothing_recorded_is_no_gate() -> None:
+    node = resize()
+    conv(Node("mul", [node, Node("view", [], "unknown")]))
+    assert kind(node) == GATE
+
+
+def test_one_gate_among_the_factors_is_enough_to_be_the_feature() -> None:
+    node = resize()
+    conv(Node("mul", [node, conv(image()), Node("sigmoid", [conv(image())])]))
+    assert kind(node) == FEATURE
+
+
+def test_gates_before_missing_gradients() -> None:
+    without = ("other", "made where the model has turned gradients off: nothing could be learned")
+    assert kind(used_by("sigmoid"), without_gradients=True) == GATE
+    assert kind(used_by("relu"), without_gradients=True) == without
+    assert kind(used_by("relu"), SMALL, SMALL, without_gradients=True) == without
+
+
+def pooled():
+    return Node("adaptive_avg_pool2d", [conv(image())], shape=(1, 8, 1, 1))
+
+
+def test_context() -> None:
+    point = (1, 8, 1, 1)
+    assert kind(used_by("relu", source=pooled()), point, LARGE) == ("context", "its source is a single point")
+    assert kind(used_by("relu", source=pooled()), point, (1, 8, 1, 2))[0] == "context"
+    assert kind(used_by("relu", source=pooled()), point, LARGE, "trilinear")[0] == "context"
+
+
+def test_no_context_without_a_pooling_or_a_point_or_a_larger_target() -> None:
+    point = (1, 8, 1, 1)
+    assert kind(used_by("relu"), point, LARGE) == FEATURE
+    assert kind(used_by("relu", source=pooled()), (1, 8, 1, 2), LARGE) == FEATURE
+    assert kind(used_by("relu", source=pooled()), point, point) == (
+        "identity",
+        "the output has the size of the input, 1x1",
+    )
+    alone = Node("interpolate", [], "unknown")
+    conv(alone)
+    assert kind(alone, point, LARGE) == FEATURE
+
+
+def test_identity_and_downsample_say_the_sizes() -> None:
+    node = used_by("relu")
+    assert kind(node, SMALL, SMALL) == ("identity", "the output has the size of the input, 4x6")
+    assert kind(node, LARGE, SMALL) == ("downsample", "goes down from 8x12 to 4x6")
+    assert kind(node, SMALL, (1, 8, 3, 12)) == ("downsample", "goes down from 4x6 to 3x12")
+    assert kind(node, SMALL, (1, 8, 8, 5)) == ("downsample", "goes down from 4x6 to 8x5")
+
+
+def test_sizes_before_modes() -> None:
+    node = used_by("relu")
+    assert kind(node, LARGE, SMALL, "trilinear", antialias=True)[0] == "downsample"
+    assert kind(node, mode="trilinear") == ("other", "mode 'trilinear' has no sampling equivalent")
+    assert kind(node, antialias=True) == ("other", "mode 'bilinear' with antialias has no sampling equivalent")

@@ -1,0 +1,162 @@
+"""Why a site is swapped or kept, rule by rule."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from one_site import one_site
+from upswap.errors import FilterError
+from upswap.plan.plan import Options
+from upswap.surgery.selection import SWAPPABLE, check_patterns, select
+
+NAMES = ["decoder.up1", "decoder.up2", "decoder.up3", "decoder.up4", "head"]
+
+
+def reason_kept(site, **options):
+    (decided,) = select([site], Options(**options))
+    assert not decided.swap
+    assert decided.settings == {}
+    return decided.reason
+
+
+def test_a_feature_is_swapped_with_its_settings_and_its_own_reason() -> None:
+    site = one_site()
+    settings = {"scale": (2, 2), "style": "lp", "groups": 4, "dyscope": False, "init": "match"}
+    assert select([site], Options()) == (dataclasses.replace(site, swap=True, settings=settings),)
+
+
+@pytest.mark.parametrize("kind", ["feature", "logits", "gate", "context"])
+def test_kinds_that_can_be_swapped_are_where_they_are_asked_for(kind) -> None:
+    assert kind in SWAPPABLE
+    (decided,) = select([one_site(kind=kind)], Options(kinds=(kind,)))
+    assert decided.swap
+
+
+@pytest.mark.parametrize("kind", ["logits", "gate", "context"])
+def test_kinds_not_asked_for_are_kept_for_what_they_are(kind) -> None:
+    assert reason_kept(one_site(kind=kind, reason="what it is")) == "what it is"
+
+
+@pytest.mark.parametrize(
+    "kind", ["image", "parameter", "mask", "identity", "downsample", "sequence", "volume", "other"]
+)
+def test_kinds_that_cannot_be_swapped_are_kept_though_asked_for(kind) -> None:
+    assert reason_kept(one_site(kind=kind, reason="what it is"), kinds=(kind,)) == "what it is"
+
+
+def test_with_include_only_what_one_of_the_patterns_matches_is_swapped() -> None:
+    sites = [one_site(name="decoder.up1"), one_site(name="decoder.up2"), one_site(name="head")]
+    decided = select(sites, Options(include=("*.up1", "head")))
+    assert [site.swap for site in decided] == [True, False, True]
+    assert decided[1].reason == "not included"
+
+
+def test_exclude_names_the_first_pattern_that_matches_and_wins_over_include() -> None:
+    sites = [one_site(name="decoder.up1"), one_site(name="head")]
+    decided = select(sites, Options(include=("*",), exclude=("head", "he*")))
+    assert [site.swap for site in decided] == [True, False]
+    assert decided[1].reason == "excluded by 'head'"
+
+
+def test_patterns_tell_upper_case_from_lower() -> None:
+    with pytest.raises(FilterError, match="include pattern 'HEAD'"):
+        select([one_site(name="head")], Options(include=("HEAD",)))
+    sites = [one_site(name="head"), one_site(name="HEAD")]
+    assert [site.swap for site in select(sites, Options(exclude=("HEAD",)))] == [True, False]
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_both_options_refuse_a_pattern_that_matches_nothing(option) -> None:
+    with pytest.raises(FilterError, match=f"^{option} pattern 'tail' matches none of the 1 sites"):
+        select([one_site()], Options(**{option: ("*", "tail")}))
+
+
+@pytest.mark.parametrize("mode", ["trilinear", "lanczos"])
+def test_modes_without_an_equal_are_kept(mode) -> None:
+    assert reason_kept(one_site(mode=mode)) == f"mode {mode!r} has no sampling equivalent"
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic", "area"])
+def test_modes_with_an_equal_are_swapped_and_kept_with_antialias(mode) -> None:
+    (decided,) = select([one_site(mode=mode)], Options())
+    assert decided.swap
+    assert (
+        reason_kept(one_site(mode=mode, antialias=True)) == f"mode {mode!r} with antialias has no sampling equivalent"
+    )
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 2.0), (2.0, 0.99), (0.5, 0.5)])
+def test_ratios_that_do_not_enlarge_are_kept(scale) -> None:
+    assert reason_kept(one_site(scale=scale)) == "does not make its input larger at the example size"
+
+
+@pytest.mark.parametrize("scale", [(1.0, 2.0), (2.0, 1.0), (1.5, 1.5), (1.25, 1.0)])
+def test_ratios_that_enlarge_one_axis_are_swapped(scale) -> None:
+    (decided,) = select([one_site(scale=scale)], Options())
+    assert decided.swap
+    assert decided.settings["scale"] == scale
+
+
+@pytest.mark.parametrize("fixed", [False, None])
+def test_a_context_whose_ratio_is_not_known_to_be_fixed_is_kept(fixed) -> None:
+    site = one_site(kind="context", fixed_ratio=fixed, reason="a point")
+    assert reason_kept(site, kinds=("context",)) == "a point; no fixed ratio to learn an upsampler for"
+
+
+@pytest.mark.parametrize("fixed", [False, None])
+def test_other_kinds_need_no_fixed_ratio(fixed) -> None:
+    (decided,) = select([one_site(fixed_ratio=fixed)], Options())
+    assert decided.swap
+
+
+def test_what_is_not_fitted_as_asked_is_said_after_the_reason() -> None:
+    (decided,) = select([one_site(channels=6, other_channels=(3, 9), reason="why")], Options(style="pl"))
+    assert decided.settings == {"scale": (2, 2), "style": "lp", "groups": 3, "dyscope": False, "init": "match"}
+    assert decided.reason == (
+        "why; style lp, because 6 channels are not divisible by 4; "
+        "groups 3, the largest divisor of 6 channels up to 4; an upsampler each for 6, 3, 9 channels"
+    )
+
+
+def test_another_upsampler_gets_no_settings_and_no_notes() -> None:
+    site = one_site(channels=6, other_channels=(3,))
+    assert select([site], Options(upsampler="carafe")) == (dataclasses.replace(site, swap=True),)
+
+
+def test_the_error_for_a_pattern_names_the_three_nearest_best_first() -> None:
+    with pytest.raises(FilterError) as caught:
+        check_patterns("include", ["head", "*decoder.up33*"], NAMES)
+    start, near, end = str(caught.value).partition("; near it: decoder.up3, ")
+    assert start == "include pattern '*decoder.up33*' matches none of the 5 sites"
+    assert near
+    names, _, rest = end.partition(". The names are")
+    assert len(names.split(", ")) == 2
+    assert set(names.split(", ")) < set(NAMES)
+    assert rest == " those that `upswap inspect` lists; * matches any part of one."
+
+
+def test_the_error_for_a_pattern_near_nothing_names_the_first_three() -> None:
+    with pytest.raises(FilterError, match=r"sites; near it: decoder\.up1, decoder\.up2, decoder\.up3\. The names"):
+        check_patterns("exclude", ["zzzz"], NAMES)
+
+
+def test_a_pattern_is_near_a_name_of_which_it_has_a_third() -> None:
+    with pytest.raises(FilterError, match=r"near it: head\. The names"):  # 2 * 2 letters of 9
+        check_patterns("include", ["heqqq"], ["zzz", "head"])
+    with pytest.raises(FilterError, match=r"near it: zzz, abcdefghij\. The names"):  # 2 * 2 of 17
+        check_patterns("include", ["ab*qqqq"], ["zzz", "abcdefghij"])
+
+
+def test_the_error_where_there_are_no_sites_names_none() -> None:
+    with pytest.raises(FilterError) as caught:
+        check_patterns("include", ["a"], [])
+    assert str(caught.value) == (
+        "include pattern 'a' matches none of the 0 sites. "
+        "The names are those that `upswap inspect` lists; * matches any part of one."
+    )
+
+
+def test_patterns_that_match_a_name_each_are_taken() -> None:
+    assert check_patterns("include", ["head", "*.up?"], NAMES) is None
