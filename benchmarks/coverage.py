@@ -4,7 +4,7 @@
 
 The models have random weights, tiny configurations and small images, but for the hosts of the DySample paper, which have their
 real ones. The checks are those of `tests/support/invariants.py`. Models run in worker processes: one that crashes or hangs
-costs itself alone. The exit status is 1 where anything failed. The table in the README is what `--markdown` prints.
+costs itself alone. The exit status is 1 where anything failed. The table in docs/models.md is what `--markdown` prints.
 """
 
 from __future__ import annotations
