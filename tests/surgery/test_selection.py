@@ -160,3 +160,14 @@ def test_the_error_where_there_are_no_sites_names_none() -> None:
 
 def test_patterns_that_match_a_name_each_are_taken() -> None:
     assert check_patterns("include", ["head", "*.up?"], NAMES) is None
+
+
+def test_stars_at_the_ends_of_a_pattern_and_nothing_else_do_not_count_against_a_name() -> None:
+    with pytest.raises(FilterError, match=r"near it: hebcdfgi\. The"):  # 2 * 2 of 12, with the stars of 14
+        check_patterns("include", ["*heqq*"], ["zzz", "hebcdfgi"])
+    with pytest.raises(FilterError, match=r"near it: aXeXbcdfgi\. The"):
+        check_patterns("include", ["XeX"], ["zzz", "aXeXbcdfgi"])
+
+
+def test_a_site_that_was_swapped_before_is_kept_all_the_same() -> None:
+    assert reason_kept(one_site(swap=True), include=("*",), exclude=("decoder",)) == "excluded by 'decoder'"

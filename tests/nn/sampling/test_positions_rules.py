@@ -280,6 +280,12 @@ def test_initial_positions_of_the_nearest_family_are_zero(mode) -> None:
     assert not found.any()
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "area"])
+def test_initial_positions_are_on_the_cpu_whatever_the_default_device(mode) -> None:
+    with torch.device("meta"):
+        assert initial_positions(Mapping(mode), (2, 2), 1).device.type == "cpu"
+
+
 def test_there_are_no_initial_positions_that_are_not_the_same_everywhere() -> None:
     assert initial_positions(Mapping("bicubic"), (2, 2), 1) is None
     assert initial_positions(Mapping("bilinear", True), (2, 2), 1) is None

@@ -236,3 +236,5 @@ def test_files_are_named_from_the_longest_directory_on_the_path(monkeypatch) -> 
     monkeypatch.setattr(sys, "path", ["/z", ""])
     assert location._short("/a/b/file.py") == "file.py"
     assert location._short("<string>") == "<string>"
+    monkeypatch.setattr(sys, "path", ["/aX/"])
+    assert location._short("/aX/b/file.py") == "b/file.py"

@@ -228,6 +228,12 @@ def test_replay_refuses_a_layer_that_has_a_size_beside_its_factor() -> None:
     assert list(misfit(layer, [KNOWN])) == ["up"]
 
 
+def test_replay_takes_a_layer_without_a_size_attribute() -> None:
+    layer = nn.Identity()
+    layer.mode, layer.scale_factor = "bilinear", 2.0
+    assert replay_owner(layer, [KNOWN], None).route == "module"
+
+
 def test_replay_looks_at_swapped_layers_only() -> None:
     model, (site,), _ = found(Straight())
     kept = one_site(name="kept", op="module")  # of a layer that the owner is not
