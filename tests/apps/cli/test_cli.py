@@ -18,6 +18,7 @@ from torch import nn
 import upswap
 from upswap import verify
 from upswap.apps.cli import run
+from upswap.surgery import operation
 
 UNET = "smp:unet?encoder_name=resnet18&classes=2"
 SITES = [f"decoder.blocks.{i}" for i in range(5)]
@@ -135,16 +136,14 @@ def test_a_patched_file_is_said_to_be_patched(unet: Path, capsys: pytest.Capture
 def test_what_is_not_equal_is_not_saved(
     unet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from upswap.surgery import apply as rewrite
-
-    apply = rewrite.apply
+    apply = operation.apply
 
     def broken(model: nn.Module, *arguments: Any) -> None:
         apply(model, *arguments)
         with torch.no_grad():
             model.segmentation_head[0].weight *= 1.001
 
-    monkeypatch.setattr(rewrite, "apply", broken)
+    monkeypatch.setattr(operation, "apply", broken)
     assert run(["convert", "unet.pt"]) == 1
     err = capsys.readouterr().err
     assert "does not compute what the original did, nothing was saved" in err
