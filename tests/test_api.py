@@ -105,12 +105,12 @@ def test_a_bad_option_leaves_the_model_as_it_was(options: dict[str, object], err
 def test_groups_that_do_not_divide_are_reported_or_refused() -> None:
     plan = upswap.inspect(build(6))
     assert plan.site("blocks.0").settings["groups"] == 3
-    assert "groups 3" in plan.site("blocks.0").reason
+    assert "groups 3" in plan.site("blocks.0").why
     with pytest.raises(upswap.OptionError, match=r"blocks\.0: 4 groups do not divide 6 channels"):
         upswap.patch(build(6), groups=4, strict=True)
     plan = upswap.inspect(build(6), style="pl")
     assert plan.site("blocks.0").settings["style"] == "lp"
-    assert "not divisible by 4" in plan.site("blocks.0").reason
+    assert "not divisible by 4" in plan.site("blocks.0").why
     with pytest.raises(upswap.OptionError, match="use style 'lp'"):
         upswap.patch(build(6), style="pl", strict=True)
 

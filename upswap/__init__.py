@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from .files.checkpoint import load, save
+    from .nn.configs import DySampleConfig
     from .nn.dysample import DySample
     from .nn.registry import register_upsampler
     from .plan.plan import Options, Plan
@@ -46,6 +47,7 @@ __all__ = [
     "KINDS",
     "Conversion",
     "DySample",
+    "DySampleConfig",
     "FilterError",
     "InputError",
     "NothingToSwapError",
@@ -96,7 +98,7 @@ _HOMES = {
         "upsamplers",
     ),
     "files.checkpoint": ("load", "save"),
-    "nn": ("DySample", "register_upsampler"),
+    "nn": ("DySample", "DySampleConfig", "register_upsampler"),
     "plan.plan": ("Options", "Plan"),
     "plan.site": ("KINDS", "Site"),
     "surgery.checking.verification": ("Report", "capture", "compare", "verify"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import html
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,16 +13,17 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from .errors import InputError, OptionError, UpswapWarning
+from .errors import InputError, UpswapWarning
 from .files import checkpoint
 from .files.naming import converted_name
 from .files.open_source import open_source
-from .nn.dysample import Init, Style
-from .plan.plan import Options, Plan
+from .nn.configs import DySampleConfig, UpsamplerConfig, describe
+from .plan.plan import Plan
 from .probe.inputs.infer import example_inputs_for
 from .surgery import apply as rewrite
 from .surgery.checking.verification import Report, capture, compare
 from .surgery.operation import Operation
+from .surgery.options import make_options
 from .surgery.planning import check_model, decide
 from .surgery.replay import check_plan
 
@@ -36,20 +36,17 @@ def patch(
     model: M,
     example_inputs: Any = None,
     *,
-    upsampler: str = "dysample",
-    style: Style = "lp",
-    groups: int | None = None,
-    dyscope: bool = False,
-    init: Init = "match",
-    cascade: bool = False,
+    upsampler: str | UpsamplerConfig = "dysample",
     kinds: str | Iterable[str] = ("feature",),
     include: Patterns = None,
     exclude: Patterns = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
     plan: Plan | None = None,
     strict: bool = False,
     inplace: bool = True,
+    **options: Any,
 ) -> M:
-    """Replace the model's feature upsampling by learned upsamplers, and give the model back.
+    r"""Replace the model's feature upsampling by learned upsamplers, and give the model back.
 
     The model stays the same object of the same class (as `isinstance` sees it), with every state-dict key it had; new
     keys are added. With `init="match"` dysample computes what the model computed before, until it is trained.
@@ -58,18 +55,17 @@ def patch(
         model: any module that runs; left as it was if anything fails.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `(args, kwargs)`. Left out, a
             batch of one small image is made, with the channels of the model's first convolution.
-        upsampler: "dysample", "carafe", or one that is registered or in an installed package (docs/upsamplers.md).
-        style: "lp" or "pl", DySample's two ways to predict offsets.
-        groups: how many groups of channels have sampling points of their own; 4 for lp and 8 for pl by default.
-        dyscope: whether the range of the offsets is learned too.
-        init: "match" (the original function) or "paper" (DySample's own initialisation).
-        cascade: replace x4 and x8 by chains of x2, as DySample's authors did; step 0 is then not exact.
+        upsampler: "dysample", "carafe", one that is registered or in an installed package (docs/upsamplers.md); or a config such
+            as `upswap.DySampleConfig(style="pl")`.
         kinds: the kinds of resize to replace; `upswap.KINDS` has them all.
         include: patterns over site names, as `upswap.inspect` lists them; only sites that match one are replaced.
         exclude: patterns over site names; sites that match one are kept.
+        overrides: options that differ at some sites: `{"decoder.p2": {"groups": 8}, "re:backbone\..*": {"style": "pl"}}`. An
+            exact name goes before a pattern; one that matches no site is an error.
         plan: a Plan made before, carried out as it is; the options above are then not read.
         strict: raise where the default is to fall back and say so in the plan.
         inplace: whether to change `model` or a deep copy of it.
+        options: the options of the upsampler; those of dysample are listed below.
 
     Raises:
         NothingToSwapError: no resize call may be replaced; the message says what there is instead.
@@ -90,19 +86,16 @@ def patch(
         )
         return model
     if plan is None:
-        options = Options(
-            upsampler=upsampler,
-            style=style,
-            groups=groups,
-            dyscope=dyscope,
-            init=init,
-            cascade=cascade,
-            kinds=_several(kinds),
-            include=_several(include),
-            exclude=_several(exclude),
+        asked = make_options(
+            upsampler,
+            kinds=kinds,
+            include=include,
+            exclude=exclude,
+            overrides=overrides,
             strict=strict,
+            **options,
         )
-        return cast(M, Operation(model, example_inputs, options).apply(inplace=inplace))
+        return cast(M, Operation(model, example_inputs, asked).apply(inplace=inplace))
     rewritings = check_plan(model, plan)
     if not inplace:
         model = copy.deepcopy(model)
@@ -170,7 +163,7 @@ def convert(
         And what `patch` raises.
     """
     source = str(source)
-    asked = _options(options)
+    asked = make_options(**options)
     target = Path(output) if output is not None else converted_name(source)
     if not dry_run:  # before the work, not after it
         checkpoint.check_target(target, source=source, force=force)
@@ -203,42 +196,23 @@ def convert(
     return Conversion(model, plan, report, path, _count(model) - before)
 
 
-def inspect(
-    model: nn.Module,
-    example_inputs: Any = None,
-    *,
-    upsampler: str = "dysample",
-    style: Style = "lp",
-    groups: int | None = None,
-    dyscope: bool = False,
-    init: Init = "match",
-    cascade: bool = False,
-    kinds: str | Iterable[str] = ("feature",),
-    include: Patterns = None,
-    exclude: Patterns = None,
-    strict: bool = False,
-) -> Plan:
+def inspect(model: nn.Module, example_inputs: Any = None, **options: Any) -> Plan:
     """What `patch` with the same options would do: every resize call, what was decided and why. The model is not changed.
 
-    The arguments are those of `patch`, and what is raised too, but `NothingToSwapError`. For a patched model, the Plan it
-    was patched with.
+    For a patched model, the Plan it was patched with.
+
+    Args:
+        model: any module that runs.
+        example_inputs: as `patch` takes them.
+        options: the other options of `patch`, but `plan` and `inplace`.
+
+    Raises:
+        InputError, FilterError, OptionError: as `patch`.
     """
     check_model(model)
     if rewrite.is_patched(model):
         return rewrite.plan_of(model)
-    options = Options(
-        upsampler=upsampler,
-        style=style,
-        groups=groups,
-        dyscope=dyscope,
-        init=init,
-        cascade=cascade,
-        kinds=_several(kinds),
-        include=_several(include),
-        exclude=_several(exclude),
-        strict=strict,
-    )
-    return decide(model, example_inputs, options).plan
+    return decide(model, example_inputs, make_options(**options)).plan
 
 
 def unpatch(model: M) -> M:
@@ -294,21 +268,9 @@ def freeze_host(model: M) -> M:
     return model
 
 
-def _options(given: Mapping[str, Any]) -> Options:
-    """The options of `patch` among keyword arguments; `OptionError` names one that it does not have, with near names."""
-    known = [field.name for field in dataclasses.fields(Options)]
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or known
-            raise OptionError(f"there is no option {name!r}; near it: {', '.join(near)}")
-    several = {name: _several(given[name]) for name in ("kinds", "include", "exclude") if name in given}
-    return Options(**{**given, **several})
-
-
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _several(value: Patterns) -> tuple[str, ...]:
-    """One name or several, as a tuple."""
-    return (value,) if isinstance(value, str) else tuple(value or ())
+# Each option is described once, beside its definition.
+patch.__doc__ = f"{patch.__doc__}\n    The options of dysample:\n\n{describe(DySampleConfig, ' ' * 8)}\n    "

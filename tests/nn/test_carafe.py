@@ -21,7 +21,8 @@ from upswap.apps.cli import run
 from upswap.nn.carafe import CARAFE
 from upswap.nn.composed import Cascade
 from upswap.nn.registry import is_exact
-from upswap.plan.plan import Options
+from upswap.plan.plan import Plan
+from upswap.surgery.options import make_options
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -416,16 +417,25 @@ def test_cascades() -> None:
 @pytest.mark.parametrize(("name", "value"), [("style", "pl"), ("groups", 4), ("dyscope", True)])
 def test_options_it_would_ignore_are_refused(name: str, value: Any) -> None:
     model = unet()
-    with pytest.raises(upswap.OptionError, match=f"'carafe' has none of dysample's options; leave out: {name}"):
+    with pytest.raises(upswap.OptionError, match=f"upsampler 'carafe' has no option '{name}'"):
         upswap.patch(model, upsampler="carafe", **{name: value})
     assert list(model.state_dict()) == list(unet().state_dict())
 
 
 def test_it_is_declared_not_to_be_exact() -> None:
-    assert not is_exact(Options(upsampler="carafe"))
-    assert is_exact(Options())
-    assert not is_exact(Options(init="paper"))
-    assert not is_exact(Options(cascade=True))
+    for upsampler, options, exact in (
+        ("carafe", {}, False),
+        ("dysample", {}, True),
+        ("dysample", {"init": "paper"}, False),
+        ("dysample", {"cascade": True}, False),
+    ):
+        assert is_exact(Plan("package.Model", make_options(upsampler, **options), ())) is exact
+
+
+def test_its_own_options_reach_it() -> None:
+    model = upswap.patch(unet(), upsampler="carafe", up_kernel=3, compressed_channels=16)
+    up = model.decoder.blocks[0].upsample
+    assert (up.up_kernel, up.channel_compressor.out_channels) == (3, 16)
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

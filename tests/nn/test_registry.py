@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 import sys
 import tomllib
@@ -17,9 +18,11 @@ from torch.nn import functional as F
 
 import upswap
 from upswap.apps.cli import run
+from upswap.nn.configs import UpsamplerConfig
 from upswap.nn.registry import _FACTORIES, ENTRY_POINTS, is_exact, upsampler_names
-from upswap.plan.plan import Options
+from upswap.plan.plan import Plan
 from upswap.plan.site import Site
+from upswap.surgery.options import make_options
 
 PAGE = Path(__file__).parents[2] / "docs" / "upsamplers.md"
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -210,18 +213,26 @@ class Blurred(nn.Module):
         return F.avg_pool2d(F.interpolate(x, scale_factor=2.0), 3, stride=1, padding=1)
 
 
-def blurred(site: Site, options: Options) -> nn.Module:
+@dataclasses.dataclass(frozen=True)
+class BlurredConfig(UpsamplerConfig):
+    init: str = "match"
+
+
+def blurred(site: Site, config: object) -> nn.Module:
     return Blurred()
 
 
 def test_an_upsampler_is_held_to_what_it_declares(packages: Path) -> None:
-    upswap.register_upsampler("silent")(blurred)
-    upswap.register_upsampler("honest", exact=False)(blurred)
-    upswap.register_upsampler("sometimes", exact=lambda options: options.init == "match")(blurred)
-    assert is_exact(Options(upsampler="silent"))
-    assert not is_exact(Options(upsampler="honest"))
-    assert is_exact(Options(upsampler="sometimes"))
-    assert not is_exact(Options(upsampler="sometimes", init="paper"))
+    upswap.register_upsampler("silent", options=BlurredConfig)(blurred)
+    upswap.register_upsampler("honest", options=BlurredConfig, exact=False)(blurred)
+    upswap.register_upsampler("sometimes", options=BlurredConfig, exact=lambda config: config.init == "match")(blurred)
+    for name, init, exact in (
+        ("silent", "match", True),
+        ("honest", "match", False),
+        ("sometimes", "match", True),
+        ("sometimes", "paper", False),
+    ):
+        assert is_exact(Plan("package.Model", make_options(name, init=init), ())) is exact
 
     original = unet()
     for name, init, held in (("silent", "paper", True), ("honest", "match", False), ("sometimes", "paper", False)):

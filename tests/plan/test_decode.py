@@ -25,11 +25,13 @@ from upswap import Plan, PlanError, SourceError
 from upswap.files.formats import description
 from upswap.files.formats import safetensors as portable
 from upswap.plan import site as _site
-from upswap.plan.plan import Options
+from upswap.plan.plan import Options, Override
 from upswap.plan.site import Location, Site, Step
 from upswap.surgery import rewritten_class
 
-STORED = Path(__file__).parents[1] / "data" / "schema1"
+DATA = Path(__file__).parents[1] / "data"
+STORED = DATA / "schema2"
+SCHEMAS = ("schema1", "schema2")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plan.md"
 
 
@@ -100,29 +102,61 @@ def test_stored_plans_load_and_come_back_exactly(name: str) -> None:
     text = (STORED / f"{name}.json").read_text()
     plan = Plan.from_json(text)
     assert plan.to_json(indent=1) + "\n" == text
-    assert json.loads(text)["schema"] == 1
+    assert json.loads(text)["schema"] == 2
     assert Plan.from_json(plan.to_json()) == plan
     routes = {site.route for site in plan.swapped}
     assert routes == {"tiny": {"graph", "source", "module"}, "smp-upernet": {"graph", "source"}}.get(name, routes)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_plans_of_schema_1_load_as_what_they_said(name: str) -> None:
+    old = Plan.from_json((DATA / "schema1" / f"{name}.json").read_text())
+    new = Plan.from_json((STORED / f"{name}.json").read_text())
+    assert old.schema == new.schema == 2
+    assert old.options == new.options
+    for before, after in zip(old.sites, new.sites, strict=True):
+        for field in ("name", "owner", "kind", "swap", "route", "module", "config", "seen_in", "why"):
+            assert getattr(before, field) == getattr(after, field), field
+    assert Plan.from_json(old.to_json()) == old
+
+
+@pytest.mark.parametrize("upsampler", ["dysample", "carafe", "someones"])
+def test_options_of_schema_1_go_to_the_upsampler_that_read_them(upsampler: str) -> None:
+    data = json.loads((DATA / "schema1" / "tiny.json").read_text())
+    given = {"style": "pl", "groups": 2, "dyscope": True, "init": "paper", "cascade": True}
+    plan = Plan.from_dict({**data, "options": {**data["options"], **given, "upsampler": upsampler}})
+    read = {"dysample": given, "carafe": {"cascade": True}, "someones": {}}[upsampler]
+    assert plan.options.config == read
+    assert {json.dumps(dict(site.config)) for site in plan.swapped} == {json.dumps(read)}
+
+
+def test_a_call_of_train_mode_alone_is_no_more_told_by_its_reason() -> None:
+    data = json.loads((DATA / "schema1" / "tiny.json").read_text())
+    data["sites"][0]["reason"] += " (in train mode only)"
+    site = Plan.from_dict(data).sites[0]
+    assert site.seen_in == "train"
+    assert "train mode" not in site.reason
+    assert site.notes == ("in train mode only",)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("name", ["tiny", "smp-unet"])
-def test_a_stored_plan_is_carried_out(name: str) -> None:
+def test_a_stored_plan_is_carried_out(name: str, schema: str) -> None:
     """That of another's library only as long as that is as it was; SMP's Unet has been."""
-    plan = Plan.from_json((STORED / f"{name}.json").read_text())
+    plan = Plan.from_json((DATA / schema / f"{name}.json").read_text())
     model = upswap.patch(MODELS[name](), plan=plan)
     assert [site.module for site in plan.swapped] == list(upswap.upsamplers(model))
 
 
+@pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("name", ["tiny.pt", "tiny.safetensors"])
-def test_stored_files_load_and_compute_what_they_did(name: str) -> None:
-    model = (
-        upswap.load(STORED / name, trust=["tiny_host"]) if name.endswith(".pt") else upswap.load(STORED / name, tiny())
-    )
-    expected = json.loads((STORED / "output.json").read_text())
+def test_stored_files_load_and_compute_what_they_did(name: str, schema: str) -> None:
+    path = DATA / schema / name
+    model = upswap.load(path, trust=["tiny_host"]) if name.endswith(".pt") else upswap.load(path, tiny())
+    expected = json.loads((DATA / schema / "output.json").read_text())
     torch.testing.assert_close(shown(model), torch.tensor(expected), rtol=1e-5, atol=1e-5)
     assert (shown(model) - shown(tiny())).abs().max() > 1e-2
-    assert upswap.plan_of(model) == Plan.from_json((STORED / "tiny.json").read_text())
+    assert upswap.plan_of(model) == Plan.from_json((DATA / schema / "tiny.json").read_text())
 
 
 # ---- what a newer one writes
@@ -130,13 +164,13 @@ def test_stored_files_load_and_compute_what_they_did(name: str) -> None:
 
 def test_a_newer_plan_is_refused() -> None:
     data = json.loads((STORED / "tiny.json").read_text())
-    newer = {**data, "schema": 2, "upswap_version": "9.1", "surprise": [1]}
+    newer = {**data, "schema": 3, "upswap_version": "9.1", "surprise": [1]}
     with pytest.raises(
-        PlanError, match=r"schema 2 and was written by a newer upswap, upswap 9\.1.*pip install -U upswap"
+        PlanError, match=r"schema 3 and was written by a newer upswap, upswap 9\.1.*pip install -U upswap"
     ):
         Plan.from_dict(newer)
     for schema in (None, "1", True, 0, -3, 1.0, [1], "x" * 1000):
-        with pytest.raises(PlanError, match=r"has schema .{1,70}, this upswap reads schema 1: make the plan again"):
+        with pytest.raises(PlanError, match=r"has schema .{1,70}, this upswap reads schema 2: make the plan again"):
             Plan.from_dict({**data, "schema": schema})
 
 
@@ -151,16 +185,16 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"upswap 9\.1.*update upswap"):
         upswap.load(rewritten(schema=2, upswap_version="9.1"), tiny())
     with pytest.raises(PlanError, match="written by a newer upswap"):
-        upswap.load(rewritten(plan={**header["plan"], "schema": 2}), tiny())
+        upswap.load(rewritten(plan={**header["plan"], "schema": 3}), tiny())
 
 
 def test_a_newer_whole_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewritten_class.Record, "to_dict", lambda self: {**_old_record(self), "schema": 2, "more": 1})
+    monkeypatch.setattr(rewritten_class.Record, "to_dict", lambda self: {**_old_record(self), "schema": 3, "more": 1})
     model = trained()
     torch.save(model, tmp_path / "model.pt")
     content = pickle.dumps(model)
     for load in (lambda: upswap.load(tmp_path / "model.pt", trust=["tiny_host"]), lambda: pickle.loads(content)):
-        with pytest.raises(PlanError, match=r"'straight' has schema 2 and was written by a newer upswap"):
+        with pytest.raises(PlanError, match=r"'straight' has schema 3 and was written by a newer upswap"):
             load()
 
 
@@ -192,7 +226,7 @@ def changed(data: Any, path: tuple[Any, ...], value: Any) -> Any:
 def test_every_entry_of_another_type_is_named_or_fine(value: Any) -> None:
     """Either the plan is refused, naming the entry, or it is a plan: it has JSON, and that gives it back."""
     data = json.loads((STORED / "tiny.json").read_text())
-    free = ("settings", "inputs", "calls")
+    free = ("config", "settings", "inputs", "calls")
     refused = 0
     for path in entries(data):
         if path == ("schema",) or any(key in free for key in path[:-1]):
@@ -243,7 +277,7 @@ BROKEN: dict[str, tuple[tuple[Any, ...], Any, str]] = {
         r"kind is 'faeture', where it has to be one of feature, logits",
     ),
     "a route unknown": (("sites", 0, "route"), "magic", r"route is 'magic', where it has to be one of module, graph"),
-    "an option unknown": (("options", "style"), "zz", r"plan\.options: style='zz' is not one of lp, pl"),
+    "an option unknown": (("options", "stile"), "zz", r"unknown entries in a Options: stile \(in plan\.options\)"),
     "a way of no steps": (
         ("sites", 0, "location", "steps"),
         [],
@@ -326,7 +360,7 @@ def test_a_broken_record_is_an_error_of_the_plan() -> None:
 
 def test_every_field_is_documented() -> None:
     text = DOCUMENT.read_text()
-    for cls in (Plan, Options, Site, Location, Step):
+    for cls in (Plan, Options, Override, Site, Location, Step):
         section = re.search(rf"^## {cls.__name__}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
         assert section is not None, cls.__name__
         rows = re.findall(r"^\| `(\w+)` \|", section[1], re.MULTILINE)

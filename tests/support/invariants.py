@@ -286,8 +286,9 @@ def _stand_in(site: upswap.Site, options: object) -> nn.Module:
 
 def with_stand_ins(model: nn.Module, plan: upswap.Plan) -> nn.Module:
     """The model, patched by `plan` but with stand-ins for upsamplers."""
-    options = dataclasses.replace(plan.options, upsampler="stand-in")
-    return upswap.patch(model, plan=dataclasses.replace(plan, options=options))
+    options = dataclasses.replace(plan.options, upsampler="stand-in", config={}, overrides=())
+    sites = tuple(dataclasses.replace(site, config={}) for site in plan.sites)
+    return upswap.patch(model, plan=dataclasses.replace(plan, options=options, sites=sites))
 
 
 # Graphs: what was traced once has to hold for whatever the owner is called with ------------------------------------------------

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 import upswap
 from one_site import one_site
 from upswap.errors import NothingToSwapError, OptionError, RewriteError
-from upswap.plan.plan import Options, Plan
+from upswap.plan.plan import Plan
 from upswap.probe.survey import Survey
 from upswap.surgery import planning
+from upswap.surgery.options import make_options
 
 
 class Host(nn.Module):
@@ -270,14 +271,14 @@ def test_what_no_route_can_rewrite_is_kept_with_the_reason(monkeypatch) -> None:
 def test_decide_leaves_the_model_alone_and_says_everything() -> None:
     model = Resizes().eval()
     before = dict(model.named_modules())
-    decision = planning.decide(model, torch.zeros(1, 3, 8, 8), Options())
+    decision = planning.decide(model, torch.zeros(1, 3, 8, 8), make_options())
     assert dict(model.named_modules()) == before
     plan = decision.plan
     (site,) = plan.sites
     assert (site.swap, site.route, site.module) == (True, "graph", "upsample")
     assert plan.model_class == f"{__name__}.Resizes"
     assert plan.upswap_version == upswap.__version__
-    assert plan.options == Options()
+    assert plan.options == make_options()
     assert plan.hints == ()
     assert list(plan.calls) == [""]
     assert plan.inputs["args"]
@@ -288,15 +289,26 @@ def test_decide_leaves_the_model_alone_and_says_everything() -> None:
 # What is said
 
 
+def plan_of(*sites, upsampler="dysample", **options):
+    return Plan("hosts.small.Host", make_options(upsampler, **options), sites)
+
+
 def test_the_hint_for_upsamplers_that_are_not_exact() -> None:
-    assert planning._inexact(Options()) == []
+    assert planning._inexact(plan_of()) == []
     expected = "dysample with these options is not exact at step 0: the model has to be trained"
-    assert planning._inexact(Options(init="paper")) == [expected]
-    (hint,) = planning._inexact(Options(upsampler="carafe"))
+    assert planning._inexact(plan_of(init="paper")) == [expected]
+    (hint,) = planning._inexact(plan_of(upsampler="carafe"))
     assert hint.startswith("carafe with these options")
 
 
+def test_one_site_that_is_not_exact_is_enough() -> None:
+    exact, paper = (one_site(swap=True, config=make_options(init=init).config) for init in ("match", "paper"))
+    assert planning._inexact(plan_of(exact)) == []
+    assert len(planning._inexact(plan_of(exact, paper))) == 1
+
+
 SWAPPED = one_site(swap=True)
+PAPER = one_site(swap=True, config={"init": "paper"})
 
 
 def learned(count):
@@ -304,17 +316,17 @@ def learned(count):
 
 
 def test_hints_where_sites_are_swapped() -> None:
-    assert planning._hints(Host(), [SWAPPED, one_site()], []) == []
-    assert planning._hints(learned(1), [SWAPPED], ["inexact"]) == ["inexact"]
+    assert planning._hints(Host(), plan_of(SWAPPED, one_site())) == []
+    assert planning._hints(learned(1), plan_of(PAPER)) == planning._inexact(plan_of(init="paper"))
 
 
 def test_hints_where_none_is() -> None:
-    assert planning._hints(Host(), [one_site()], ["inexact"]) == []
+    assert planning._hints(Host(), plan_of(one_site(), init="paper")) == []
     start = "it makes maps larger with layers of its own, which upswap leaves alone: "
     one, four = "0 (ConvTranspose2d)", ", ".join(f"{n} (ConvTranspose2d)" for n in range(4))
-    assert planning._hints(learned(1), [], ["inexact"]) == [start + one]
-    assert planning._hints(learned(4), [], []) == [start + four]
-    assert planning._hints(learned(6), [one_site()], []) == [start + four + " and 2 more"]
+    assert planning._hints(learned(1), plan_of(init="paper")) == [start + one]
+    assert planning._hints(learned(4), plan_of()) == [start + four]
+    assert planning._hints(learned(6), plan_of(one_site())) == [start + four + " and 2 more"]
 
 
 class Scripted(torch.jit.ScriptModule):
@@ -324,12 +336,12 @@ class Scripted(torch.jit.ScriptModule):
 def test_hints_name_compiled_parts_first() -> None:
     model = nn.Sequential(*[Scripted() for _ in range(5)])
     hint = "compiled by TorchScript, whose resizes cannot be seen: 0, 1, 2, 3"
-    assert planning._hints(model, [], []) == [hint]
-    assert planning._hints(model, [SWAPPED], ["inexact"]) == [hint, "inexact"]
+    assert planning._hints(model, plan_of()) == [hint]
+    assert planning._hints(model, plan_of(PAPER)) == [hint, *planning._inexact(plan_of(PAPER))]
 
 
 def said(*sites, hints=(), **options):
-    plan = Plan("hosts.small.Host", Options(**options), tuple(sites), hints=hints)
+    plan = Plan("hosts.small.Host", make_options(**options), tuple(sites), hints=hints)
     error = planning.nothing_to_swap(plan)
     assert isinstance(error, NothingToSwapError)
     return str(error)

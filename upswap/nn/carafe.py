@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OptionError, ShapeError
+from ..plan.site import Site
 from .arguments import check_choice, plain, positive_int, scale_pair, target
+from .composed import make_cascaded
+from .configs import CARAFEConfig, nominal_scale
+from .registry import register_upsampler
 from .sampling import memory_format as layout
 from .sampling import positions as sampling
 from .sampling.positions import Mode, Pair
@@ -57,6 +61,8 @@ class CARAFE(nn.Module):
     >>> torch.allclose(up(x), blurred, atol=0.05)
     True
     """
+
+    __module__ = "upswap.nn"  # the address in files, which outlive the file it stands in
 
     is_upsampler = True
 
@@ -210,3 +216,19 @@ def _odd(name: str, value: int) -> int:
     if positive_int(name, value) % 2 == 0:
         raise OptionError(f"{name} must be odd, so that a kernel has a centre; got {value}")
     return int(value)
+
+
+@register_upsampler("carafe", options=CARAFEConfig, exact=False)
+def _for_site(site: Site, config: CARAFEConfig) -> nn.Module:
+    def make(factor: Any) -> CARAFE:
+        return CARAFE(
+            site.channels,
+            factor,
+            up_kernel=config.up_kernel,
+            encoder_kernel=config.encoder_kernel,
+            compressed_channels=config.compressed_channels,
+            mode=cast(Mode, site.mode),
+            align_corners=site.align_corners,
+        )
+
+    return make_cascaded(nominal_scale(site), config.cascade, make)

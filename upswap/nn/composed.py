@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from ..errors import ShapeError
-from ..plan.plan import Options
 
 
-def _cascaded(scale: Sequence[float], options: Options, make: Callable[[Any], nn.Module]) -> nn.Module:
-    """The upsampler that `make` makes for a ratio, or with `options.cascade` several of them in a chain."""
-    factors = _cascade_factors(scale) if options.cascade else []
+def make_cascaded(scale: Sequence[float], cascade: bool, make: Callable[[Any], nn.Module]) -> nn.Module:
+    """The upsampler that `make` makes for a ratio, or with `cascade` several of them in a chain."""
+    factors = _cascade_factors(scale) if cascade else []
     return Cascade(make(factor) for factor in factors) if len(factors) > 1 else make(scale)
 
 
@@ -31,6 +30,8 @@ class ByChannels(nn.Module):
 
     Its state-dict keys have the number in them: `16.offset.weight`.
     """
+
+    __module__ = "upswap.nn"  # the address in files, which outlive the file it stands in
 
     def __init__(self, upsamplers: Mapping[int, nn.Module]) -> None:
         super().__init__()
@@ -51,6 +52,8 @@ class Cascade(nn.Sequential):
 
     A chain of bilinear x2 steps is not a bilinear x4: unlike one module, it changes the model a little at step 0.
     """
+
+    __module__ = "upswap.nn"  # the address in files, which outlive the file it stands in
 
     def __init__(self, steps: Any) -> None:
         super().__init__(*steps)

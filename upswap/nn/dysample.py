@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OptionError, ShapeError
+from ..plan.site import Site
 from .arguments import check_choice, plain, positive_int, scale_pair, target
+from .composed import make_cascaded
+from .configs import DEFAULT_GROUPS, DySampleConfig, Init, Style, nominal_scale
+from .registry import register_upsampler
 from .sampling import memory_format as layout
 from .sampling import positions as sampling
 from .sampling.pointwise import pointwise
 from .sampling.positions import Mapping, Mode, Pair, Ratio, Reading, Scheme
 from .sampling.sampler import upsample
 
-Style = Literal["lp", "pl"]
-Init = Literal["match", "paper"]
-
-# The paper's, sections 3.3 and 4.
-DEFAULT_GROUPS: dict[Style, int] = {"lp": 4, "pl": 8}
+# The paper's, section 4.
 PAPER_OFFSET_STD = 0.001
 
 # `offset.bias` at the start of a dynamic-scope module that matches a resize. With an offset of exactly 0 the product
@@ -75,6 +75,8 @@ class DySample(nn.Module):
     >>> torch.allclose(up(x), torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear"), atol=1e-5)
     True
     """
+
+    __module__ = "upswap.nn"  # the address in files, which outlive the file it stands in
 
     init_pos: Tensor
     scope: nn.Conv2d | None
@@ -368,3 +370,22 @@ def _weights(name: str, conv: nn.Module) -> tuple[Tensor, Tensor]:
             "weights of its convolutions and does not call them. Leave it out of what wraps or replaces convolutions"
         )
     return conv.weight, conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+@register_upsampler(
+    "dysample", options=DySampleConfig, exact=lambda config: config.init == "match" and not config.cascade
+)
+def _for_site(site: Site, config: DySampleConfig) -> nn.Module:
+    def make(factor: Any) -> DySample:
+        return DySample(
+            site.channels,
+            factor,
+            config.style,
+            config.groups,
+            config.dyscope,
+            init=config.init,
+            mode=cast(Mode, site.mode),
+            align_corners=site.align_corners,
+        )
+
+    return make_cascaded(nominal_scale(site), config.cascade, make)

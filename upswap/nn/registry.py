@@ -1,58 +1,78 @@
-"""The registry of upsamplers: a name, and a factory that makes the module for one site.
+"""The registry of upsamplers: a name, the options it has, and a factory that makes the module for one site.
 
-    @upswap.register_upsampler("mine")
-    def mine(site: Site, options: Options) -> nn.Module: ...
+    @dataclasses.dataclass(frozen=True)
+    class MineConfig(upswap.nn.UpsamplerConfig):
+        kernel: int = 3
 
-    upswap.patch(model, upsampler="mine")
+    @upswap.register_upsampler("mine", options=MineConfig)
+    def mine(site: Site, config: MineConfig) -> nn.Module: ...
+
+    upswap.patch(model, upsampler="mine", kernel=5)
 
 The module is called as `module(x)`, `module(x, size)` or `module(x, None, scale_factor)` with x of shape (N, C, H, W), as
 `F.interpolate` would be, and gives (N, C, H', W'). A size below that of x is its own to handle. At step 0 it computes what
 the original resize computed, or is registered with `exact=False`. `docs/upsamplers.md` has all of it, with an example.
 
-Names that are not registered are looked for among the entry points that installed packages have in the group
-`upswap.upsamplers`.
+Names that are not registered are looked for among upswap's own and among the entry points that installed packages have in the
+group `upswap.upsamplers`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib
 import importlib.metadata
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
 from ..errors import OptionError
-from ..plan.plan import Options
+from ..plan.plan import Plan
 from ..plan.site import Site
 from .composed import ByChannels
+from .configs import UpsamplerConfig, from_plain, option_types
 
-Factory = Callable[[Site, Options], nn.Module]
+#: Makes the module for one site with the options that fit it.
+Factory = TypeVar("Factory", bound=Callable[[Site, Any], nn.Module])
 
 #: The group of entry points that name modules which register an upsampler.
 ENTRY_POINTS = "upswap.upsamplers"
 
+#: upswap's own, and the modules whose import registers them.
+OWN = {"dysample": "dysample", "carafe": "carafe"}
+
 
 class _Registered(NamedTuple):
-    factory: Factory
-    exact: bool | Callable[[Options], bool]
+    factory: Callable[[Site, Any], nn.Module]
+    config: type[UpsamplerConfig]
+    exact: bool | Callable[[Any], bool]
 
 
 _FACTORIES: dict[str, _Registered] = {}
 
 
-def register_upsampler(name: str, *, exact: bool | Callable[[Options], bool] = True) -> Callable[[Factory], Factory]:
-    """Decorator: make a factory known under `name`. A name already taken is an `OptionError`.
+def register_upsampler(
+    name: str, *, options: type[UpsamplerConfig] = UpsamplerConfig, exact: bool | Callable[[Any], bool] = True
+) -> Callable[[Factory], Factory]:
+    """Decorator: make a factory known under a name.
 
-    `exact` declares whether a model patched with it computes at step 0 what it did before, or from the options whether it
-    does. `upswap convert` refuses to save a model that is declared so and is not; of one that is not declared so it checks that
-    it runs and that shapes and types are the same.
+    Args:
+        name: what `upsampler=` takes.
+        options: the class of its options; by default it has none. The factory gets an instance that fits the site.
+        exact: whether a model patched with it computes at step 0 what it did before, or from the options whether it does.
+            `upswap convert` refuses to save a model that is declared so and is not. Of one that is not declared so it checks
+            that it runs and that shapes and types are the same.
+
+    Raises:
+        OptionError: the name is taken.
     """
 
     def register(factory: Factory) -> Factory:
         if name in _FACTORIES:
             raise OptionError(f"an upsampler named {name!r} is registered already; choose another name")
-        _FACTORIES[name] = _Registered(factory, exact)
+        _FACTORIES[name] = _Registered(factory, options, exact)
         return factory
 
     return register
@@ -60,26 +80,81 @@ def register_upsampler(name: str, *, exact: bool | Callable[[Options], bool] = T
 
 def upsampler_names() -> list[str]:
     """The names that `upsampler=` takes: the registered ones and those of installed packages, which are not imported."""
-    return sorted({*_FACTORIES, *importlib.metadata.entry_points(group=ENTRY_POINTS).names})
+    return sorted({*_FACTORIES, *OWN, *importlib.metadata.entry_points(group=ENTRY_POINTS).names})
 
 
-def is_exact(options: Options) -> bool:
-    """Whether the upsampler that `options` name declares that it computes the original resize at step 0."""
-    exact = _registered(options.upsampler).exact
-    return exact if isinstance(exact, bool) else exact(options)
+def is_own(name: str) -> bool:
+    """Whether the upsampler of that name is one of upswap's own."""
+    return name in OWN
 
 
-def make_upsampler(site: Site, options: Options) -> nn.Module:
-    """The module for one site; `OptionError` for a name that is not registered."""
-    factory = _registered(options.upsampler).factory
+def config_class(name: str) -> type[UpsamplerConfig]:
+    """The class of an upsampler's options; `OptionError` where no upsampler has that name."""
+    return _registered(name).config
+
+
+def name_of(config: UpsamplerConfig) -> str:
+    """The name of the upsampler whose options these are; `OptionError` where none is registered with them."""
+    for name in [*_FACTORIES, *OWN]:
+        if config_class(name) is type(config) is not UpsamplerConfig:
+            return name
+    raise OptionError(f"no upsampler is registered with options of the class {type(config).__qualname__}")
+
+
+def make_config(name: str, values: Mapping[str, Any], also: Iterable[str] = ()) -> UpsamplerConfig:
+    """The options of the upsampler `name` with these values, plain data.
+
+    Raises `OptionError` for a name that no upsampler has, for an option that it does not have, with near names (those in `also`
+    among them), and for a value that cannot be.
+    """
+    cls = config_class(name)
+    known = list(option_types(cls))
+    for option in values:
+        if option not in known:
+            near = difflib.get_close_matches(option, [*known, *also], n=3)
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise OptionError(
+                f"upsampler {name!r} has no option {option!r}; " + (f"near it: {', '.join(near)}" if near else has)
+            )
+    return from_plain(cls, values)
+
+
+def is_exact(plan: Plan) -> bool:
+    """Whether a model patched as `plan` says computes at step 0 what it did, as its upsampler declares."""
+    name = plan.options.upsampler
+    exact = _registered(name).exact
+    if isinstance(exact, bool):
+        return exact
+    configs = [site.config for site in plan.swapped] or [plan.options.config]
+    return all(exact(make_config(name, config)) for config in configs)
+
+
+def make_upsampler(site: Site, name: str) -> nn.Module:
+    """The module for one site, with the options in `site.config`.
+
+    A site with several channel counts gets one for each. Raises `OptionError` as `make_config`.
+    """
+    factory = _registered(name).factory
+    config = make_config(name, site.config)
+
+    def make(one: Site) -> nn.Module:
+        return factory(one, config.fit(one)[0])
+
     if not site.other_channels:
-        return factory(site, options)
-    alone = [dataclasses.replace(site, channels=count, other_channels=()) for count in site.other_channels]
-    return ByChannels({one.channels: factory(one, options) for one in (site, *alone)})
+        return make(site)
+    return ByChannels({one.channels: make(one) for one in by_channels(site)})
+
+
+def by_channels(site: Site) -> list[Site]:
+    """The site once for each channel count it has."""
+    counts = (site.channels, *site.other_channels)
+    return [dataclasses.replace(site, channels=count, other_channels=()) for count in counts]
 
 
 def _registered(name: str) -> _Registered:
     """What is registered under `name`, by an installed package's module if by none that is imported already."""
+    if name not in _FACTORIES and name in OWN:
+        importlib.import_module(f".{OWN[name]}", __package__)
     if name not in _FACTORIES:
         _import_announced(name)
     if name not in _FACTORIES:

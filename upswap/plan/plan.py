@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import OptionError, PlanError
 from . import decode as _schema
-from .site import KINDS, Name, Positive, Site
+from . import schema1
+from .site import KINDS, Name, Site
 
 
 def by_owner(sites: Iterable[Site]) -> dict[str, list[Site]]:
@@ -27,33 +28,41 @@ def by_owner(sites: Iterable[Site]) -> dict[str, list[Site]]:
     return owners
 
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """Options of the upsampler that differ at some sites: those of the name `sites`, or matching it.
+
+    `sites` is the exact name of a site, or `re:` and a regular expression that matches whole names.
+    """
+
+    sites: Name
+    options: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the user asked for; the keyword arguments of `upswap.patch` that a Plan depends on."""
+    """What the user asked for: the keyword arguments of `upswap.patch` that a Plan depends on.
 
-    upsampler: str = "dysample"
-    style: str = "lp"
-    groups: Positive | None = None
-    dyscope: bool = False
-    init: str = "match"
-    cascade: bool = False
+    `config` has the options of the upsampler, as plain data; its own class checks them (`nn.configs`).
+    """
+
+    upsampler: Name = "dysample"
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     kinds: tuple[str, ...] = ("feature",)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
     strict: bool = False
 
     def __post_init__(self) -> None:
-        _choice("style", self.style, ("lp", "pl"))
-        _choice("init", self.init, ("match", "paper"))
         for kind in self.kinds:
-            _choice("kinds", kind, tuple(KINDS))
+            if kind not in KINDS:
+                raise OptionError(f"kinds={kind!r} is not one of {', '.join(KINDS)}")
         if not self.kinds:
             raise OptionError("kinds is empty: name at least one of " + ", ".join(KINDS))
-        if self.groups is not None and (type(self.groups) is not int or self.groups < 1):
-            raise OptionError(f"groups must be a positive integer, got {self.groups!r}")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -137,12 +146,12 @@ class Plan:
         if not isinstance(data, Mapping):
             raise PlanError(f"a plan is a JSON object, got {type(data).__name__}")
         check_schema(data.get("schema"), "this plan", data.get("upswap_version"))
-        plan = _schema.made(cls, data, "plan")
+        plan = _schema.made(cls, schema1.upgrade_plan(data) if data["schema"] == 1 else data, "plan")
         repeated = [name for name, count in Counter(site.name for site in plan.sites).items() if count > 1]
         if repeated:
             raise PlanError(f"this is not a plan upswap wrote: several sites are named {', '.join(repeated)}")
-        return plan.replace_sites(
-            dataclasses.replace(site, settings={key: _frozen(value) for key, value in site.settings.items()})
+        return dataclasses.replace(plan, options=_frozen_options(plan.options)).replace_sites(
+            dataclasses.replace(site, config=_frozen(site.config), settings=_frozen(site.settings))
             for site in plan.sites
         )
 
@@ -157,8 +166,8 @@ class Plan:
 
 
 def check_schema(found: Any, what: str, version: Any) -> None:
-    """`PlanError` unless `what`, written by upswap `version`, has the schema of plans that this upswap reads."""
-    if found == PLAN_SCHEMA and type(found) is int:
+    """`PlanError` unless `what`, written by upswap `version`, has a schema of plans that this upswap reads."""
+    if type(found) is int and 1 <= found <= PLAN_SCHEMA:
         return
     if type(found) is int and found > PLAN_SCHEMA:
         by = f", upswap {version}" if isinstance(version, str) and version else ""
@@ -169,11 +178,11 @@ def check_schema(found: Any, what: str, version: Any) -> None:
     raise PlanError(f"{what} has schema {found!r:.60}, this upswap reads schema {PLAN_SCHEMA}: make the plan again")
 
 
-def _frozen(value: Any) -> Any:
-    """JSON has lists where these settings have tuples."""
-    return tuple(value) if isinstance(value, list) else value
+def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where options have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name}={value!r} is not one of {', '.join(choices)}")
+def _frozen_options(options: Options) -> Options:
+    overrides = (dataclasses.replace(override, options=_frozen(override.options)) for override in options.overrides)
+    return dataclasses.replace(options, config=_frozen(options.config), overrides=tuple(overrides))

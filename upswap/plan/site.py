@@ -101,7 +101,9 @@ class Site:
     ratio of output to input there, or the scale factor the caller gave, `sized_by` which of the two; `fixed_ratio` says
     whether the ratio is the same at every input size (None: not known). `other_channels` are further channel counts the
     same call has; each gets an upsampler. `calls` is how often it ran. `module` is the path of the upsampler: a child of
-    the owner, or of the nearest module above that does not run its children one after the other.
+    the owner, or of the nearest module above that does not run its children one after the other. `config` has the options
+    asked for at this site, `settings` those the upsampler was made with, which fit it. `reason` says why the site is
+    swapped or kept, `notes` what else there is to say. `seen_in` is "train" where only a run in train mode made the call.
     """
 
     name: Name
@@ -127,7 +129,15 @@ class Site:
     reason: str = ""
     route: Annotated[str, _schema.one_of(*ROUTES)] | None = None
     module: ModulePath | None = None
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seen_in: Annotated[str, _schema.one_of("eval", "train")] = "eval"
+
+    @property
+    def why(self) -> str:
+        """The reason, and what else is to be said of the site, in a line."""
+        return "; ".join(filter(None, (self.reason, *self.notes)))
 
     @property
     def ratio(self) -> str:

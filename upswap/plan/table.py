@@ -43,7 +43,7 @@ def _wide(sites: Sequence[Site]) -> RenderableType:
             _channels(site),
             _shape(site),
             _decision(site),
-            Text(site.reason),
+            Text(site.why),
             site.route or "",
             Text(_place(site)),
         )
@@ -69,7 +69,7 @@ def _narrow(sites: Sequence[Site], width: int) -> RenderableType:
     indent = " " * (widths[0] + 4)
     for site, (_, *cells) in zip(sites, columns, strict=True):
         what = [_shape(site), site.route, _place(site).rpartition("/")[2]]
-        why = textwrap.wrap(f"{', '.join(filter(None, what))}: {site.reason}", max(20, width - len(indent)))
+        why = textwrap.wrap(f"{', '.join(filter(None, what))}: {site.why}", max(20, width - len(indent)))
         lines += [line(_decision(site), *map(Text, cells)), *(Text(indent + part, style="dim") for part in why)]
     return Group(*lines, *_legend(sites))
 
@@ -132,7 +132,7 @@ def as_html(sites: Sequence[Site]) -> str:
             _ratio(s),
             _channels(s),
             _shape(s),
-            s.reason,
+            s.why,
             s.route or "",
             _place(s),
         ]

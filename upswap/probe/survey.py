@@ -182,8 +182,10 @@ def _site(
     settings = {(c.arguments["mode"], bool(c.arguments["align_corners"]), c.arguments["antialias"]) for c in calls}
     if len(settings) > 1:
         kind, reason = "other", "called in several modes, which one upsampler cannot stand for"
-    if not evaluated and trained:
-        reason += " (in train mode only)"
+    notes: list[str] = []
+    only_trained = not evaluated and bool(trained)
+    if only_trained:
+        notes.append("in train mode only")
     elif not evaluated and kind == "feature":
         kind, reason = (
             "other",
@@ -213,6 +215,8 @@ def _site(
         calls=len(evaluated or trained or calls),
         location=location,
         reason=reason,
+        notes=tuple(notes),
+        seen_in="train" if only_trained else "eval",
     )
 
 

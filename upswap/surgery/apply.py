@@ -53,7 +53,7 @@ def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
     near = next(itertools.chain(owner.parameters(), model.parameters(), model.buffers()), None)
     # Under autocast the tensor at a site has another dtype than the weights around it.
     dtype = near.dtype if near is not None and near.is_floating_point() else getattr(torch, site.dtype)
-    module = make_upsampler(site, plan.options).to(device=None if near is None else near.device, dtype=dtype)
+    module = make_upsampler(site, plan.options.upsampler).to(device=None if near is None else near.device, dtype=dtype)
     return module.train(owner.training)
 
 

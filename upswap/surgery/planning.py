@@ -11,7 +11,7 @@ from torch import nn
 
 from .._version import __version__
 from ..errors import NothingToSwapError, OptionError, RewriteError
-from ..nn.registry import is_exact
+from ..nn.registry import is_exact, make_config
 from ..plan.plan import Options, Plan, by_owner
 from ..plan.site import Site
 from ..probe.callsites.class_code import CONTAINERS, asks_for_layers, runs_its_children
@@ -39,7 +39,7 @@ def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
     Raises `InputError`, `FilterError`, `OptionError`; with `options.strict`, `RewriteError` for a chosen site that no
     route can rewrite (it is kept, with the reason, otherwise).
     """
-    inexact = _inexact(options)  # first: the name may be that of no upsampler
+    make_config(options.upsampler, options.config)  # first: the name may be that of no upsampler
     found = survey(model, example_inputs)
     chosen = select(found.sites, options)
     sites: list[Site] = []
@@ -67,9 +67,9 @@ def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
         sites=tuple(sites),
         inputs=described(found.inputs) or {},
         calls=calls,
-        hints=(*found.hints, *_hints(model, sites, inexact)),
         upswap_version=__version__,
     )
+    plan = dataclasses.replace(plan, hints=(*found.hints, *_hints(model, plan)))
     return Decision(plan, rewritings, found.runs)
 
 
@@ -164,19 +164,18 @@ def _module_path(model: nn.Module, owner: nn.Module, site: Site, count: int) -> 
     return f"{above}.{name}" if above else name
 
 
-def _inexact(options: Options) -> list[str]:
+def _inexact(plan: Plan) -> list[str]:
     """What is to be said of an upsampler that is not the original resize at step 0."""
-    name = options.upsampler
-    return (
-        [] if is_exact(options) else [f"{name} with these options is not exact at step 0: the model has to be trained"]
-    )
+    if is_exact(plan):
+        return []
+    return [f"{plan.options.upsampler} with these options is not exact at step 0: the model has to be trained"]
 
 
-def _hints(model: nn.Module, sites: Sequence[Site], inexact: list[str]) -> list[str]:
+def _hints(model: nn.Module, plan: Plan) -> list[str]:
     scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     hints = [f"compiled by TorchScript, whose resizes cannot be seen: {', '.join(scripted[:4])}"] if scripted else []
-    if any(site.swap for site in sites):
-        return hints + inexact
+    if plan.swapped:
+        return hints + _inexact(plan)
     learned = learned_upsampling(model)
     shown = ", ".join(learned[:4]) + (f" and {len(learned) - 4} more" if len(learned) > 4 else "")
     if learned:
@@ -190,7 +189,7 @@ def nothing_to_swap(plan: Plan) -> NothingToSwapError:
     if not plan.sites:
         found = f"{name} makes no resize call (F.interpolate, nn.Upsample) on the example inputs"
     else:
-        lines = [f"  {site.name}: {site.kind}: {site.reason}" for site in plan.sites]
+        lines = [f"  {site.name}: {site.kind}: {site.why}" for site in plan.sites]
         found = f"{name} has {len(plan.sites)} resize call(s), none of them to be swapped:\n" + "\n".join(lines)
         kinds = sorted({site.kind for site in plan.sites} & {"logits", "gate", "context"} - set(plan.options.kinds))
         if kinds:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, PlanError, RewriteError
+from ..errors import InputError, OptionError, PlanError, RewriteError
+from ..nn.registry import config_class, make_config
 from ..plan.plan import Plan, by_owner
 from ..plan.site import Location, Site, Step
 from ..probe.callsites.location import locate
@@ -43,6 +44,12 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, Rewriting]:
         raise PlanError("this plan swaps nothing")
     if plan.model_class != class_name(model):
         raise PlanError(f"this plan was made for {plan.model_class}, the model is a {class_name(model)}")
+    config_class(plan.options.upsampler)  # first: the name may be that of no upsampler here
+    for site in plan.swapped:
+        try:
+            make_config(plan.options.upsampler, site.config)
+        except OptionError as error:
+            raise PlanError(f"this plan cannot be carried out: site {site.name}: {error}") from error
     rewritings: dict[str, Rewriting] = {}
     causes: dict[str, str] = {}
     paths = dict(model.named_modules())
@@ -136,7 +143,7 @@ def _counts_far(value: Any) -> bool:
 
 
 def _in_eval_mode(site: Site) -> bool:
-    return not site.reason.endswith("(in train mode only)")
+    return site.seen_in == "eval"
 
 
 def _compared(sites: Sequence[Site], calls: Sequence[Call]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import PlanError, RewriteError
 from ..plan.decode import made
 from ..plan.plan import PLAN_SCHEMA, check_schema
+from ..plan.schema1 import upgrade_site
 from ..plan.site import ModulePath, Site
 from .routes.choose import Rewriting, replay_owner
 from .routes.refusals import Misfit, does_not_fit
@@ -48,7 +49,9 @@ class Record:
         if not isinstance(data, Mapping):
             raise PlanError(f"a rewritten module is described by an object, got {type(data).__name__}")
         check_schema(data.get("schema"), f"the rewritten module {str(data.get('path'))[:80]!r}", None)
-        return made(cls, data, "record")
+        if data["schema"] == 1 and isinstance(data.get("sites"), list):
+            data = {**data, "sites": [upgrade_site(site, {}) for site in data["sites"]]}
+        return made(cls, {**data, "schema": PLAN_SCHEMA}, "record")
 
 
 def rewritten_class(original: type, record: Record, rewriting: Rewriting) -> type:

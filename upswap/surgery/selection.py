@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable, Sequence
 
 from ..errors import FilterError
-from ..nn.factories import dysample_settings
-from ..plan.plan import Options
+from ..nn.registry import by_channels, make_config
+from ..plan.plan import Options, Override
 from ..plan.site import Site
 from ..probe.kinds import MODES
 
@@ -25,7 +26,10 @@ def select(sites: Sequence[Site], options: Options) -> tuple[Site, ...]:
     names = [site.name for site in sites]
     check_patterns("include", options.include, names)
     check_patterns("exclude", options.exclude, names)
-    return tuple(_decide(site, options) for site in sites)
+    _check_overrides(options.overrides, names)
+    decided = tuple(_decide(site, options) for site in sites)
+    _check_overrides_reach(options.overrides, decided)
+    return decided
 
 
 def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:
@@ -44,13 +48,62 @@ def _decide(site: Site, options: Options) -> Site:
     keep = _why_kept(site, options)
     if keep is not None:
         return dataclasses.replace(site, swap=False, reason=keep)
-    if options.upsampler != "dysample":
-        return dataclasses.replace(site, swap=True)
-    settings, notes = dysample_settings(site, options)
+    override = _override_for(site.name, options.overrides)
+    values = {**options.config, **(override.options if override is not None else {})}
+    config = make_config(options.upsampler, values)
+    fitted, notes = config.fit(site, strict=options.strict)
     if site.other_channels:
+        for other in by_channels(site)[1:]:
+            config.fit(other, strict=options.strict)
         counts = ", ".join(map(str, (site.channels, *site.other_channels)))
-        notes.append(f"an upsampler each for {counts} channels")
-    return dataclasses.replace(site, swap=True, reason="; ".join([site.reason, *notes]), settings=settings)
+        notes = (*notes, f"an upsampler each for {counts} channels")
+    if override is not None:
+        changed = ", ".join(f"{name}={value}" for name, value in override.options.items())
+        notes = (*notes, f"{changed} by the override {override.sites!r}")
+    return dataclasses.replace(
+        site,
+        swap=True,
+        config=dataclasses.asdict(config),
+        settings=dataclasses.asdict(fitted),
+        notes=(*site.notes, *notes),
+    )
+
+
+def _override_for(name: str, overrides: Sequence[Override]) -> Override | None:
+    """The override for a site: one with its exact name, else the first whose pattern matches."""
+    exact = [override for override in overrides if override.sites == name]
+    return next(iter([*exact, *(o for o in overrides if _matches(o, name))]), None)
+
+
+def _matches(override: Override, name: str) -> bool:
+    pattern = override.sites
+    return pattern == name or (pattern.startswith("re:") and re.fullmatch(pattern[3:], name) is not None)
+
+
+def _check_overrides(overrides: Sequence[Override], names: Sequence[str]) -> None:
+    """`FilterError` for an override whose pattern is none, or matches no site."""
+    for override in overrides:
+        pattern = override.sites
+        try:
+            matched = any(_matches(override, name) for name in names)
+        except re.error as error:
+            raise FilterError(f"override {pattern!r}: {pattern[3:]!r} is no regular expression: {error}") from error
+        if not matched:
+            near = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=3, cutoff=0.3) or list(names[:3])
+            raise FilterError(
+                f"override {pattern!r} matches none of the {len(names)} sites"
+                + (f"; near it: {', '.join(near)}" if near else "")
+                + ". It takes the exact name of a site, as `upswap inspect` lists them, or re: and a regular expression"
+            )
+
+
+def _check_overrides_reach(overrides: Sequence[Override], sites: Sequence[Site]) -> None:
+    """`FilterError` for an override whose sites are all kept: what was asked for would be lost without a word."""
+    for override in overrides:
+        matched = [site for site in sites if _matches(override, site.name)]
+        if not any(site.swap for site in matched):
+            why = "; ".join(f"{site.name}: {site.why}" for site in matched[:3])
+            raise FilterError(f"override {override.sites!r} is for sites that are kept: {why}")
 
 
 def _why_kept(site: Site, options: Options) -> str | None:

@@ -19,6 +19,7 @@ import upswap
 from upswap import verify
 from upswap.apps.cli import run
 from upswap.surgery import operation
+from upswap.surgery.options import make_options
 
 UNET = "smp:unet?encoder_name=resnet18&classes=2"
 SITES = [f"decoder.blocks.{i}" for i in range(5)]
@@ -61,7 +62,7 @@ def test_convert_writes_a_model_that_is_the_same(unet: Path, capsys: pytest.Capt
     assert out.endswith('    import upswap\n    model = upswap.load("unet.upswap.pt")\n')
     assert unet.read_bytes() == before
     options = upswap.plan_of(converted).options
-    assert (options.style, options.groups) == ("lp", 4)
+    assert (options.config["style"], options.config["groups"]) == ("lp", 4)
 
 
 def test_every_option_reaches_the_plan(folder: Path) -> None:
@@ -81,10 +82,46 @@ def test_every_option_reaches_the_plan(folder: Path) -> None:
     assert run(["convert", UNET, *arguments, "--include", "decoder.*", "--input-size", "96x64", "-o", "x.pt"]) == 0
     plan = upswap.plan_of(upswap.load("x.pt"))
     assert [site.name for site in plan.swapped] == SITES[:3]
-    assert plan.options == upswap.plan.plan.Options(
+    assert plan.options == make_options(
         style="pl", groups=2, dyscope=True, init="paper", include=("decoder.*",), exclude=("*.4", "*.3")
     )
     assert plan.inputs["args"]["tuple"][0]["tensor"] == [1, 3, 96, 64]
+
+
+def test_options_of_any_upsampler_are_set_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", UNET, "--upsampler", "carafe", "--set", "up_kernel=3", "--json"]) == 0
+    options = json.loads(capsys.readouterr().out)["options"]
+    assert (options["upsampler"], options["config"]["up_kernel"], options["config"]["encoder_kernel"]) == (
+        "carafe",
+        3,
+        3,
+    )
+
+
+def test_options_of_single_sites(folder: Path) -> None:
+    overrides = ["--override", SITES[0], "groups=8,style=pl", "--override", r"re:decoder\.blocks\.[12]", "groups=2"]
+    assert run(["convert", UNET, *overrides, "-o", "x.pt"]) == 0
+    model = upswap.load("x.pt")
+    found = [(up.style, up.groups) for up in upswap.upsamplers(model).values()]
+    assert found == [("pl", 8), ("lp", 2), ("lp", 2), ("lp", 4), ("lp", 4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "groups"], "--set 'groups': write NAME=VALUE"),
+        (["--set", "gruops=3"], "has no option 'gruops'; near it: groups"),
+        (["--set", "groups=many"], "groups must be a whole number or None, got 'many'"),
+        (["--override", "decoder.blocks.0", "style=zz"], "style='zz' is not one of lp, pl"),
+        (["--override", "nowhere", "groups=2"], "override 'nowhere' matches none of the 5 sites"),
+        (["--upsampler", "carafe", "--style", "pl"], "upsampler 'carafe' has no option 'style'"),
+    ],
+)
+def test_options_that_are_none_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run(["inspect", UNET, *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_kind_chooses_other_sites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from one_site import one_site
 from upswap.errors import OptionError, RewriteError
-from upswap.plan.plan import Options
+from upswap.surgery.options import make_options
 from upswap.surgery.planning import decide
 from upswap.surgery.routes import choose
 from upswap.surgery.routes.choose import Rewriting, replay_owner, rewrite_owner
@@ -89,7 +89,7 @@ class SizedLayer(Layer):
 
 
 def decided(model):
-    return decide(model.eval(), torch.zeros(1, 3, 8, 8), Options())
+    return decide(model.eval(), torch.zeros(1, 3, 8, 8), make_options())
 
 
 @pytest.mark.parametrize(

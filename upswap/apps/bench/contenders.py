@@ -12,7 +12,8 @@ from torch import nn
 
 from ...errors import FilterError
 from ...nn.carafe import CARAFE
-from ...nn.dysample import DEFAULT_GROUPS, DySample, Style
+from ...nn.configs import DEFAULT_GROUPS, Style
+from ...nn.dysample import DySample
 from .reference import ReferenceDySample
 
 #: What the others are compared with.

@@ -75,7 +75,7 @@ def _print(result: Mapping[str, Any], plan: Plan) -> None:
     share = f" ({added / before:+.2%} of {before:,})" if before else ""
     console.print(f"\nparameters added   {added:,}{share}")
     difference = f"{result['max_rel_diff']:.1e} of the largest output, at inputs {'; '.join(result['verified_at'])}"
-    why = "" if is_exact(plan.options) else f" ({plan.options.upsampler} with these options is not exact at step 0)"
+    why = "" if is_exact(plan) else f" ({plan.options.upsampler} with these options is not exact at step 0)"
     console.print(f"step-0 difference  {difference}{why}")
     if result["saved"] is None:
         console.print("saved              nothing (dry run)")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
+from ...errors import OptionError
+from ...nn.configs import DySampleConfig, UpsamplerConfig, option_types, value_from_text
 from ...plan.site import KINDS
 
 if TYPE_CHECKING:
@@ -15,8 +18,11 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-#: What `upswap.patch` takes under the same names.
-PATCH_OPTIONS = ("upsampler", "style", "groups", "dyscope", "init", "cascade", "strict", "kinds", "include", "exclude")
+#: The upsampler whose options are flags of their own; those of any other are given by `--set`.
+DEFAULT = DySampleConfig
+
+#: What `upswap.patch` takes under the same names, whatever the upsampler.
+_SHARED = ("upsampler", "strict", "kinds", "include", "exclude")
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -43,6 +49,36 @@ _COMMON = [
     click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks and others' warnings."),
 ]
 
+
+def _flags(config: type[UpsamplerConfig]) -> list[Callable[[_Command], _Command]]:
+    """An option of the command line for each option of a config. What is not given is None, and so the config's own default."""
+    flags: list[Callable[[_Command], _Command]] = []
+    kinds = option_types(config)
+    for field in dataclasses.fields(config):
+        kind, help_text = kinds[field.name], _sentence(field.metadata["help"])
+        name = f"--{field.name.replace('_', '-')}"
+        if kind is bool:
+            flags.append(click.option(name, is_flag=True, default=None, help=help_text))
+            continue
+        choices = get_args(kind) if get_origin(kind) is Literal else None
+        shown = f"  [default: {field.default}]" if field.default is not None else ""
+        value: Any = click.Choice(list(choices)) if choices else click.IntRange(min=1)
+        flags.append(click.option(name, type=value, help=f"{help_text}{shown}"))
+    return flags
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _set_option(flag: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        flag, "settings", multiple=True, metavar="NAME=VALUE", help="Any upsampler's option, by its name. Repeatable."
+    )
+
+
+_SET = _set_option("--set")
+
 _PATCH = [
     click.option(
         "--upsampler",
@@ -51,19 +87,16 @@ _PATCH = [
         metavar="NAME",
         help="dysample, carafe (not exact at step 0), or an installed package's.",
     ),
+    *_flags(DEFAULT),
+    _SET,
     click.option(
-        "--style", type=click.Choice(["lp", "pl"]), default="lp", show_default=True, help="How DySample predicts."
+        "--override",
+        "overrides",
+        nargs=2,
+        multiple=True,
+        metavar="SITE NAME=VALUE[,...]",
+        help="Options that differ at a site, or at those matching re:REGEX. Repeatable.",
     ),
-    click.option("--groups", type=click.IntRange(min=1), help="Channel groups.  [default: 4 for lp, 8 for pl]"),
-    click.option("--dyscope", is_flag=True, help="Learn the range of the offsets too."),
-    click.option(
-        "--init",
-        type=click.Choice(["match", "paper"]),
-        default="match",
-        show_default=True,
-        help="match: the same output at step 0. paper: as published.",
-    ),
-    click.option("--cascade", is_flag=True, help="x4 and x8 as chains of x2 (not exact at step 0)."),
     click.option("--strict", is_flag=True, help="Fail instead of falling back, as when groups do not divide channels."),
     click.option("--include", multiple=True, metavar="GLOB", help="Swap only sites of such names. Repeatable."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Keep sites of such names. Repeatable."),
@@ -92,9 +125,12 @@ def common_options(command: _Command) -> _Command:
     return _with(command, _COMMON)
 
 
-def patch_flags() -> list[Callable[[_Command], _Command]]:
-    """The options that say what is swapped for what, and at what input size."""
-    return list(_PATCH)
+def patch_flags(set_flag: str = "--set") -> list[Callable[[_Command], _Command]]:
+    """The options that say what is swapped for what, and at what input size.
+
+    `set_flag` is the name of `--set` where that is taken.
+    """
+    return [_set_option(set_flag) if option is _SET else option for option in _PATCH]
 
 
 def _with(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
@@ -104,9 +140,41 @@ def _with(command: _Command, options: Sequence[Callable[[_Command], _Command]]) 
 
 
 def patch_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `upswap.patch` among the options of a command."""
-    chosen = {name: options[name] for name in PATCH_OPTIONS}
-    return {**chosen, "kinds": chosen["kinds"] or ("feature",)}
+    """The keyword arguments of `upswap.patch` among the options of a command.
+
+    Raises `OptionError` for a `--set` or `--override` that the upsampler has no such option for.
+    """
+    chosen = {name: options[name] for name in _SHARED}
+    flags = {field.name: options[field.name] for field in dataclasses.fields(DEFAULT)}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if options["settings"]:
+        given |= _values(options["upsampler"], "--set", options["settings"])
+    overrides: dict[str, dict[str, Any]] = {}
+    for site, text in options["overrides"]:
+        values = _values(options["upsampler"], f"--override {site}", text.split(","))
+        overrides[site] = {**overrides.get(site, {}), **values}
+    return {
+        **chosen,
+        "kinds": chosen["kinds"] or ("feature",),
+        **({"overrides": overrides} if overrides else {}),
+        **given,
+    }
+
+
+def _values(upsampler: str, option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """`name=value` texts as options of an upsampler."""
+    from ...nn.registry import config_class, make_config
+
+    kinds = option_types(config_class(upsampler))
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals):
+            raise OptionError(f"{option} {text!r}: write NAME=VALUE, groups=8 for one")
+        if name not in kinds:
+            make_config(upsampler, {name: value})  # which says what there is
+        values[name] = value_from_text(name, value, kinds[name])
+    return values
 
 
 def open_model(options: dict[str, Any]) -> tuple[Source, Any]:

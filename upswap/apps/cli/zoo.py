@@ -62,7 +62,7 @@ def zoo() -> None:
 
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed([*_OPTIONS, *patch_flags()]):
+    for option in reversed([*_OPTIONS, *patch_flags("--set-upsampler")]):
         command = option(command)
     return common_options(command)
 

@@ -53,7 +53,7 @@ def _sites(original: nn.Module, plan: Plan) -> str:
 
 def _step_0(original: nn.Module, patched: nn.Module, captured: Capture, plan: Plan) -> str:
     """Equal outputs at two sizes in eval mode, and in train mode where the model runs in it without targets."""
-    if not is_exact(plan.options):
+    if not is_exact(plan):
         return ""
     report = compare(captured, patched)
     if not report.ok:

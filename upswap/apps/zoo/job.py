@@ -17,11 +17,12 @@ from ..._version import __version__
 from ...errors import SourceError, UpswapError
 from ...files import atomic, checkpoint
 from ...files.open_source import open_source
-from ...plan.plan import Options, Plan
+from ...plan.plan import Plan
 from ...probe.inputs.infer import example_inputs_for
 from ...probe.inputs.inputs import Inputs
 from ...probe.preserve import preserved
 from ...surgery.operation import Operation
+from ...surgery.options import make_options
 from ..bench.flops import count
 from .checks import run_checks
 from .rows import Row, Task
@@ -58,7 +59,7 @@ def _run(task: Task, row: Row) -> None:
     model = source.model.eval()
     row.versions = _versions(model)
     row.parameters = row.parameters_after = _count(model)
-    options = Options(**settings.options)
+    options = make_options(**settings.options)
     with _timed(row, "look"):
         size = settings.input_size
         given = None if size is None else example_inputs_for(model, size)
@@ -117,7 +118,7 @@ def _describe(row: Row, plan: Plan) -> None:
             "shape": f"{'x'.join(map(str, site.in_shape[2:]))} -> {'x'.join(map(str, site.out_shape[2:]))}",
             "swap": site.swap,
             "route": site.route or "",
-            "reason": site.reason,
+            "reason": site.why,
         }
         for site in plan.sites
     ]

@@ -217,8 +217,8 @@ def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> Any:
         raise SourceError(_moved(name, path)) from error
     except ImportError as error:
         raise SourceError(f"{path} needs {name}, and importing {module_name} fails: {error}") from error
-    # The module's own names only: a module-level __getattr__ could import more.
-    found = vars(module).get(attribute)
+    # The module's own names only: a module-level __getattr__ could import more. upswap's own imports these four so.
+    found = getattr(module, attribute) if name in UPSAMPLERS else vars(module).get(attribute)
     if found is None:
         raise SourceError(_moved(name, path))
     if name in FUNCTIONS and callable(found):

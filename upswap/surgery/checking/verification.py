@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ...errors import InputError, VerificationError
-from ...nn.registry import is_exact
+from ...nn.registry import is_exact, is_own
 from ...plan.plan import Plan
 from ...probe.dataflow import tensors_in
 from ...probe.inputs import infer as _examples
@@ -87,7 +87,8 @@ class Report:
 
     def check(self, plan: Plan) -> None:
         """`VerificationError` where the patched model is not what `plan` promises: equal, or of the same shapes and types."""
-        broken = [row for row in self.rows if row.problem or (is_exact(plan.options) and not row.ok)]
+        exact = is_exact(plan)
+        broken = [row for row in self.rows if row.problem or (exact and not row.ok)]
         if broken or not self.rows:
             rows = "; ".join(
                 f"output {row.output} at {row.inputs}: {row.problem or f'relative difference {row.max_rel_diff:.1e}'}"
@@ -223,7 +224,7 @@ def _outputs(model: nn.Module, inputs: Inputs, inside: bool) -> tuple[torch.Tens
 
 def _way_out(plan: Plan) -> str:
     """What the author of an upsampler can do about one that is not exact; upswap's own are."""
-    if not is_exact(plan.options) or plan.options.upsampler == "dysample":
+    if not is_exact(plan) or is_own(plan.options.upsampler):
         return ""
     return f". If {plan.options.upsampler} is not meant to: register_upsampler({plan.options.upsampler!r}, exact=False)"
 

@@ -1,0 +1,57 @@
+"""From the keyword arguments of `patch` to `Options`: the upsampler's own are told from the rest, and each is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import OptionError
+from ..nn.configs import UpsamplerConfig
+from ..nn.registry import make_config, name_of
+from ..plan.plan import Options, Override
+
+#: The options of a Plan that are no upsampler's.
+_SHARED = tuple(
+    field.name for field in dataclasses.fields(Options) if field.name not in ("upsampler", "config", "overrides")
+)
+
+
+def make_options(
+    upsampler: str | UpsamplerConfig = "dysample",
+    *,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    **given: Any,
+) -> Options:
+    """The options of a Plan.
+
+    Args:
+        upsampler: a name, or a config, which says the name too.
+        overrides: for a site's name, or a pattern, the options of the upsampler that differ there.
+        given: the other options of `Options`, and those of the upsampler.
+
+    Raises:
+        OptionError: no upsampler has that name, or it has no such option, or not with such a value.
+    """
+    shared = {name: given.pop(name) for name in _SHARED if name in given}
+    if isinstance(upsampler, UpsamplerConfig):
+        name = name_of(upsampler)
+        given = {**dataclasses.asdict(upsampler), **given}
+    elif isinstance(upsampler, str):
+        name = upsampler
+    else:
+        raise OptionError(f"upsampler takes a name or a config, got {upsampler!r}")
+    config = dataclasses.asdict(make_config(name, given, also=(*_SHARED, "overrides")))
+    changes: list[Override] = []
+    for sites, options in (overrides or {}).items():
+        if not options:
+            raise OptionError(f"overrides[{sites!r}] takes the options that differ there, got {options!r}")
+        make_config(name, {**config, **options})
+        changes.append(Override(sites, dict(options)))
+    shared |= {key: _several(shared[key]) for key in ("kinds", "include", "exclude") if key in shared}
+    return Options(upsampler=name, config=config, overrides=tuple(changes), **shared)
+
+
+def _several(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One name or several, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
