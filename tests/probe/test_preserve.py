@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from upswap.probe.preserve import preserved
+from upswap.probe.preserve import leaving_no_trace
 
 
 class Restless(nn.Module):
@@ -50,7 +50,7 @@ def test_a_run_leaves_no_trace(fails: bool) -> None:
     torch.manual_seed(0)
     before, states = snapshot(model), (random.getstate(), torch.get_rng_state())
     try:
-        with preserved(model, training=True), torch.no_grad():
+        with leaving_no_trace(model, training=True), torch.no_grad():
             model(torch.randn(2, 3, 4, 4))
             assert snapshot(model) != before
             if fails:
@@ -66,7 +66,7 @@ def test_a_run_leaves_no_trace(fails: bool) -> None:
 def test_buffers_stay_the_same_objects() -> None:
     model = nn.BatchNorm2d(3).train()
     mean = model.running_mean
-    with preserved(model, training=True):
+    with leaving_no_trace(model, training=True):
         model(torch.randn(2, 3, 4, 4))
     assert model.running_mean is mean
     assert mean is not None
@@ -75,7 +75,7 @@ def test_buffers_stay_the_same_objects() -> None:
 
 def test_inside_flags_are_as_asked() -> None:
     model = nn.Sequential(nn.ReLU(), nn.Dropout())
-    with preserved(model):
+    with leaving_no_trace(model):
         assert not any(module.training for module in model.modules())
-    with preserved(model, training=None):
+    with leaving_no_trace(model, training=None):
         assert all(module.training for module in model.modules())

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..errors import InputError, UpswapError
 from .dataflow import tensors_in
 from .inputs.inputs import Inputs
-from .preserve import preserved
+from .preserve import leaving_no_trace
 from .recorder import Call, _module_calls, _Recorder
 
 #: Given inputs with more elements than this (three channels of 192x192) are run as fake tensors.
@@ -81,7 +81,7 @@ def run_again(model: nn.Module, seen: Observation) -> list[torch.Tensor]:
 def _running(model: nn.Module, inputs: Inputs, fake: bool, training: bool) -> Iterator[Inputs]:
     """Inside, `model` can be run and is left as it was; gives the inputs to run it on, which it may write to."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(preserved(model, training=training))
+        stack.enter_context(leaving_no_trace(model, training=training))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # what the model has to say of its own runs it will say in use
         # No gradients are computed, because nothing requires any; turned off, one could not see where the model does so.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -124,14 +124,8 @@ def _sites(
                 unlocated[name] = str(error)
             sites.append(
                 _site(
-                    name,
-                    owner,
-                    module,
-                    ordinal,
-                    calls,
-                    training.get(owner, {}).get(place, []),
-                    again.get((owner, place)),
-                    location,
+                    _Place(name, owner, module, ordinal, location),
+                    _Sightings(calls, training.get(owner, {}).get(place, []), again.get((owner, place))),
                 )
             )
     return sites, unlocated
@@ -160,47 +154,73 @@ def _may_shift(hops: tuple[Hop, ...]) -> bool:
     return any(asks_for_shapes(hop.code, hop.position, anywhere=index > 0) for index, hop in enumerate(hops))
 
 
-def _site(
-    name: str,
-    owner: str,
-    module: nn.Module,
-    ordinal: int,
-    evaluated: list[Call],
-    trained: list[Call],
-    again: Call | None,
-    location: Location | None,
-) -> Site:
-    calls = [*evaluated, *trained] or ([again] if again is not None else [])
-    call = calls[0]
-    kind, reason, shown = _kind(call, again)
-    kinds = sorted({_kind(other, None)[0] for other in evaluated or trained or calls})
-    if len(kinds) > 1 and location is not None and location.occurrence is None and "feature" not in kinds:
+class _Place(NamedTuple):
+    """Where a site is: its name, the owner's path and module, which of the owner's calls it is, and its place in the source."""
+
+    name: str
+    owner: str
+    module: nn.Module
+    ordinal: int
+    location: Location | None
+
+
+class _Sightings(NamedTuple):
+    """The calls that were seen at one place: in eval mode, in train mode, and the first at another input size."""
+
+    evaluated: list[Call]
+    trained: list[Call]
+    again: Call | None
+
+    @property
+    def calls(self) -> list[Call]:
+        """All of the example size; where it made none there, that of the other size."""
+        return [*self.evaluated, *self.trained] or ([self.again] if self.again is not None else [])
+
+    @property
+    def in_one_mode(self) -> list[Call]:
+        return self.evaluated or self.trained or self.calls
+
+    @property
+    def only_trained(self) -> bool:
+        return not self.evaluated and bool(self.trained)
+
+
+def _purpose(place: _Place, seen: _Sightings) -> tuple[str, str]:
+    """What the calls at one place are for, and the reason; "other" where that cannot be said of all of them."""
+    kind, reason, _ = _kind(seen.calls[0], seen.again)
+    kinds = sorted({_kind(other, None)[0] for other in seen.in_one_mode})
+    varies = place.location is not None and place.location.occurrence is None
+    if len(kinds) > 1 and varies and "feature" not in kinds:
         # What it is for does not change with the size of each map.
         kind, reason = ("logits" if "logits" in kinds else kind), f"{reason} (a number of times that follows the input)"
     elif len(kinds) > 1:
         kind, reason = "other", f"called for several purposes: {', '.join(kinds)}"
-    settings = {(c.arguments["mode"], bool(c.arguments["align_corners"]), c.arguments["antialias"]) for c in calls}
-    if len(settings) > 1:
+    if (
+        len({(c.arguments["mode"], bool(c.arguments["align_corners"]), c.arguments["antialias"]) for c in seen.calls})
+        > 1
+    ):
         kind, reason = "other", "called in several modes, which one upsampler cannot stand for"
-    notes: list[str] = []
-    only_trained = not evaluated and bool(trained)
-    if only_trained:
-        notes.append("in train mode only")
-    elif not evaluated and kind == "feature":
-        kind, reason = (
-            "other",
-            "made at another input size than the example's; pass example_inputs that lead here to have it swapped",
-        )
+    if not seen.evaluated and not seen.trained and kind == "feature":
+        kind = "other"
+        reason = "made at another input size than the example's; pass example_inputs that lead here to have it swapped"
+    return kind, reason
+
+
+def _site(place: _Place, seen: _Sightings) -> Site:
+    kind, reason = _purpose(place, seen)
+    calls = seen.calls
+    call, again = calls[0], seen.again
+    _, _, shown = _kind(call, again)
     channels = list(dict.fromkeys(other.in_shape[1] for other in calls))
     arguments = shown.arguments
     by_scale, scale = sizing(shown)
     return Site(
-        name=name,
-        owner=owner,
-        owner_class=f"{type(module).__module__}.{type(module).__qualname__}",
-        ordinal=ordinal,
+        name=place.name,
+        owner=place.owner,
+        owner_class=f"{type(place.module).__module__}.{type(place.module).__qualname__}",
+        ordinal=place.ordinal,
         kind=kind,
-        op="module" if type(module) in _UPSAMPLE_MODULES else "interpolate",
+        op="module" if type(place.module) in _UPSAMPLE_MODULES else "interpolate",
         mode=arguments["mode"],
         align_corners=bool(arguments["align_corners"]),
         antialias=bool(arguments["antialias"]),
@@ -212,11 +232,11 @@ def _site(
         in_shape=shown.in_shape,
         out_shape=shown.out_shape,
         dtype=str(call.dtype).removeprefix("torch."),
-        calls=len(evaluated or trained or calls),
-        location=location,
+        calls=len(seen.in_one_mode),
+        location=place.location,
         reason=reason,
-        notes=tuple(notes),
-        seen_in="train" if only_trained else "eval",
+        notes=("in train mode only",) if seen.only_trained else (),
+        seen_in="train" if seen.only_trained else "eval",
     )
 
 

@@ -42,10 +42,27 @@ def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
     make_config(options.upsampler, options.config)  # first: the name may be that of no upsampler
     found = survey(model, example_inputs)
     chosen = select(found.sites, options)
-    sites: list[Site] = []
-    calls: dict[str, Any] = {}
-    rewritings: dict[str, Rewriting] = {}
-    owners = {path: _routed(model, path, group, found, options.strict) for path, group in by_owner(chosen).items()}
+    owners = _route_owners(model, chosen, found, options.strict)
+    rewritings = {path: rewriting for path, (_, rewriting) in owners.items() if rewriting is not None}
+    plan = Plan(
+        model_class=class_name(model),
+        options=options,
+        sites=tuple(site for routed, _ in owners.values() for site in routed),
+        inputs=described(found.inputs) or {},
+        calls={path: found.forwards[path] for path, rewriting in rewritings.items() if rewriting.route == "graph"},
+        upswap_version=__version__,
+    )
+    plan = dataclasses.replace(plan, hints=(*found.hints, *_hints(model, plan)))
+    return Decision(plan, rewritings, found.runs)
+
+
+#: The sites of an owner with their routes, and its rewriting where any is swapped.
+_Routed = tuple[list[Site], Rewriting | None]
+
+
+def _route_owners(model: nn.Module, chosen: Sequence[Site], found: Survey, strict: bool) -> dict[str, _Routed]:
+    """Every owner's sites with their routes, by its path; those behind other functions are proved by a run."""
+    owners = {path: _routed(model, path, group, found, strict) for path, group in by_owner(chosen).items()}
     detours = {
         path: routed for path, (routed, rewriting) in owners.items() if rewriting is not None and has_detours(routed)
     }
@@ -54,23 +71,8 @@ def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
         runs = [run for run in (found.runs[0], found.trained) if run is not None]
         found.unlocated.update(unproved(model, detours, known, runs))
         again = {path: [site for site in chosen if site.owner == path] for path in detours}
-        owners.update({path: _routed(model, path, group, found, options.strict) for path, group in again.items()})
-    for path, (routed, rewriting) in owners.items():
-        sites += routed
-        if rewriting is not None:
-            rewritings[path] = rewriting
-            if rewriting.route == "graph":
-                calls[path] = found.forwards[path]
-    plan = Plan(
-        model_class=class_name(model),
-        options=options,
-        sites=tuple(sites),
-        inputs=described(found.inputs) or {},
-        calls=calls,
-        upswap_version=__version__,
-    )
-    plan = dataclasses.replace(plan, hints=(*found.hints, *_hints(model, plan)))
-    return Decision(plan, rewritings, found.runs)
+        owners.update({path: _routed(model, path, group, found, strict) for path, group in again.items()})
+    return owners
 
 
 def class_name(model: nn.Module) -> str:
@@ -78,9 +80,7 @@ def class_name(model: nn.Module) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def _routed(
-    model: nn.Module, path: str, sites: Sequence[Site], found: Survey, strict: bool
-) -> tuple[list[Site], Rewriting | None]:
+def _routed(model: nn.Module, path: str, sites: Sequence[Site], found: Survey, strict: bool) -> _Routed:
     """The sites of one owner with their routes and upsamplers' paths; kept, with the reason, where no route is faithful."""
     owner = model.get_submodule(path)
     checked: list[Site] = []
@@ -121,22 +121,24 @@ def _as_call(model: nn.Module, owner: nn.Module, site: Site) -> Site:
 
 
 def _replaceable(model: nn.Module, layer: nn.Module, site: Site) -> bool:
-    if (
-        layer is model
-        or getattr(layer, "size", None) is not None
-        or "forward" in layer.__dict__
-        or asks_for_layers(model)
-    ):
+    if layer is model or "forward" in layer.__dict__ or asks_for_layers(model):
         return False
-    for holder in model.modules():
-        for name, value in holder.__dict__.items():  # a plain list of layers would go on using the old one
-            items = value if isinstance(value, list | tuple) else value.values() if type(value) is dict else ()
-            if not name.startswith("_") and any(item is layer for item in items):
-                return False
+    if getattr(layer, "size", None) is not None or _is_listed(model, layer):
+        return False
     factor = getattr(layer, "scale_factor", None)
     factors = factor if isinstance(factor, tuple | list) else (factor,)
     # One that rounds its output size first has another ratio at every input size.
     return site.sized_by == "scale_factor" or all(float(value).is_integer() for value in factors if value is not None)
+
+
+def _is_listed(model: nn.Module, layer: nn.Module) -> bool:
+    """Whether a plain list or dict of some module holds the layer: it would go on using the old one."""
+    for holder in model.modules():
+        for name, value in holder.__dict__.items():
+            items = value if isinstance(value, list | tuple) else value.values() if type(value) is dict else ()
+            if not name.startswith("_") and any(item is layer for item in items):
+                return True
+    return False
 
 
 def _kept(site: Site, problem: str, strict: bool) -> Site:

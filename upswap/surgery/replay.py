@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -152,35 +152,40 @@ def _compared(sites: Sequence[Site], calls: Sequence[Call]) -> dict[str, str]:
         located: list[tuple[Call, Location | None]] = [(call, sites[0].location) for call in calls]
     else:
         located = [(call, _location(call)) for call in calls]
-    causes: dict[str, str] = {}
     known: dict[tuple[Step, ...], set[int | None]] = {}
     for site in sites:
         if site.location is not None:
             known.setdefault(site.location.steps, set()).add(site.location.occurrence)
+    causes: dict[str, str] = {}
     for site in sites:
-        if not site.swap or site.location is None:
-            continue
-        steps, run = site.location.steps, site.location.occurrence
-        made = [(call, where.occurrence) for call, where in located if where is not None and where.steps == steps]
-        mine = [call for call, occurrence in made if run in (None, occurrence)]
-        cause = None
-        if not mine and _in_eval_mode(site):
-            cause = (
-                "the call is not made any more"
-                if run in (None, 0)
-                else f"run {run + 1} of the call is not made any more"
-            )
-        elif None not in known[steps] and any(occurrence not in known[steps] for _, occurrence in made):
-            cause = f"the call is made more often than it was, {len(known[steps])} time(s) in a run of its module"
-        elif mine:
-            cause = _unlike(site, mine)
-        if cause is not None:
-            causes[site.name] = cause
+        if site.swap and site.location is not None:
+            steps = site.location.steps
+            made = [(call, where.occurrence) for call, where in located if where is not None and where.steps == steps]
+            cause = _changed(site, site.location.occurrence, made, known[steps])
+            if cause is not None:
+                causes[site.name] = cause
     new = [where for _, where in located if where is not None and where.steps not in known]
     if new and not causes:
         what = f"its module makes a resize call that the plan does not know: `{new[0].steps[-1].expression}`"
         causes = {site.name: what for site in sites if site.swap}
     return causes
+
+
+def _changed(
+    site: Site, run: int | None, made: Sequence[tuple[Call, int | None]], known: Set[int | None]
+) -> str | None:
+    """How a site differs from the calls that a run made where it stands; None where it does not.
+
+    Each call comes with the run of its line that it was; `known` has the runs of this line that the plan knows.
+    """
+    mine = [call for call, occurrence in made if run in (None, occurrence)]
+    if not mine and _in_eval_mode(site):
+        return (
+            "the call is not made any more" if run in (None, 0) else f"run {run + 1} of the call is not made any more"
+        )
+    if None not in known and any(occurrence not in known for _, occurrence in made):
+        return f"the call is made more often than it was, {len(known)} time(s) in a run of its module"
+    return _unlike(site, mine) if mine else None
 
 
 def _location(call: Call) -> Location | None:

@@ -13,7 +13,7 @@ from ...nn.registry import is_exact
 from ...plan.plan import Plan
 from ...probe.dataflow import tensors_in
 from ...probe.inputs.inputs import Inputs
-from ...probe.preserve import preserved
+from ...probe.preserve import leaving_no_trace
 from ...surgery.apply import installed, undo
 from ...surgery.checking.verification import TOLERANCE, Capture, compare
 from ...surgery.replay import check_plan
@@ -73,7 +73,7 @@ def _step_0(original: nn.Module, patched: nn.Module, captured: Capture, plan: Pl
 def _trained(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """The floating-point outputs in train mode, in a batch of two."""
     twice = inputs.map(lambda tensor: torch.cat((tensor, tensor.flip(-1))) if tensor.dim() == 4 else tensor)
-    with preserved(model, training=True), torch.no_grad():
+    with leaving_no_trace(model, training=True), torch.no_grad():
         torch.manual_seed(0)
         own = twice.copied()
         outputs = model(*own.args, **own.kwargs)

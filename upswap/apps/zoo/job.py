@@ -20,7 +20,7 @@ from ...files.open_source import open_source
 from ...plan.plan import Plan
 from ...probe.inputs.infer import example_inputs_for
 from ...probe.inputs.inputs import Inputs
-from ...probe.preserve import preserved
+from ...probe.preserve import leaving_no_trace
 from ...surgery.operation import Operation
 from ...surgery.options import make_options
 from ..bench.flops import count
@@ -134,7 +134,7 @@ def _save(model: nn.Module, plan: Plan, task: Task) -> None:
 
 
 def _flops(model: nn.Module, inputs: Inputs) -> int:
-    with preserved(model), torch.no_grad():
+    with leaving_no_trace(model), torch.no_grad():
         return count(model, inputs.copied())
 
 

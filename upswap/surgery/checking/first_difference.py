@@ -12,7 +12,7 @@ from torch import nn
 
 from ...probe.dataflow import tensors_in
 from ...probe.inputs.inputs import Inputs
-from ...probe.preserve import preserved
+from ...probe.preserve import leaving_no_trace
 from ..apply import installed, is_patched
 
 
@@ -74,7 +74,7 @@ def _watched(model: nn.Module, inputs: Inputs, see: Callable[[str, nn.Module, li
 
         module.register_forward_hook(hook)
 
-    with preserved(model), torch.no_grad():  # the hooks go with the rest of what is put back
+    with leaving_no_trace(model), torch.no_grad():  # the hooks go with the rest of what is put back
         for path, module in model.named_modules():
             watch(path, module)
         own = inputs.copied()

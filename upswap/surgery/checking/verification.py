@@ -22,7 +22,7 @@ from ...probe.inputs import infer as _examples
 from ...probe.inputs import variations as _variations
 from ...probe.inputs.inputs import Inputs, as_inputs
 from ...probe.observe import Observation, first_that_runs
-from ...probe.preserve import preserved
+from ...probe.preserve import leaving_no_trace
 from ..apply import is_patched, undo
 
 #: The largest difference relative to max|output| that counts as equal, by dtype: float32 as promised, half types their rounding.
@@ -211,8 +211,8 @@ def _outputs(model: nn.Module, inputs: Inputs, inside: bool) -> tuple[torch.Tens
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         maps.extend(tensor.detach().clone() for tensor in tensors_in(output) if tensor.dim() == 4)
 
-    # The hooks go with the rest of what `preserved` puts back.
-    with preserved(model), torch.no_grad():
+    # The hooks go with the rest of what `leaving_no_trace` puts back.
+    with leaving_no_trace(model), torch.no_grad():
         if inside:
             for child in model.children():
                 child.register_forward_hook(keep)

@@ -20,6 +20,16 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
 
     Raises `NotFaithful` where the graph would not be right for every input.
     """
+    _check_traceable(sites, forward)
+    tensor = next(iter((*owner.parameters(), *owner.buffers())), None)
+    device = torch.device("cpu") if tensor is None else tensor.device
+    graph = trace(owner, forward, device)
+    _call_upsamplers(graph, sites)
+    return _compile(graph, owner)
+
+
+def _check_traceable(sites: Sequence[Site], forward: Any) -> None:
+    """`NotFaithful` where a trace could not stand for the owner's forward, whatever it shows."""
     if forward is None:
         raise NotFaithful("the arguments of its forward cannot be described as plain data")
     if len({site.calls for site in sites}) > 1 or any(site.location is None for site in sites):
@@ -27,22 +37,28 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
     locations = [site.location for site in sites if site.location is not None]
     if any(len(location.steps) > 1 or location.function.rpartition(".")[2] != "forward" for location in locations):
         raise NotFaithful("the resize stands outside its forward")
-    tensor = next(iter((*owner.parameters(), *owner.buffers())), None)
-    device = "cpu" if tensor is None else tensor.device
-    graph = trace(owner, forward, torch.device(device))
+
+
+def _call_upsamplers(graph: fx.Graph, sites: Sequence[Site]) -> None:
+    """Put calls of the upsamplers in the place of the resize nodes that are swapped; `Misfit` names those that differ."""
     nodes = [node for node in graph.nodes if node.op == "call_function" and node.target is F.interpolate]
     if len(nodes) != len(sites):
         raise NotFaithful(f"the graph has {len(nodes)} resize calls, the probe saw {len(sites)}")
     causes: dict[str, str] = {}
     for node, site in zip(nodes, sites, strict=True):
-        if site.swap:
-            unlike = _unlike_node(node, site)
-            if unlike is not None:
-                causes[site.name] = unlike
-            else:
-                _call_upsampler(graph, node, site)
+        if not site.swap:
+            continue
+        unlike = _unlike_node(node, site)
+        if unlike is not None:
+            causes[site.name] = unlike
+        else:
+            _call_upsampler(graph, node, site)
     if causes:
         raise Misfit(causes)
+
+
+def _compile(graph: fx.Graph, owner: nn.Module) -> types.FunctionType:
+    """The graph as a function in the place of the owner's forward."""
     code = graph.python_code("self")
     namespace: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, f"<upswap graph of {type(owner).__qualname__}>", "exec"), namespace)  # noqa: S102 - FX wrote it
