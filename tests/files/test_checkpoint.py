@@ -254,4 +254,4 @@ def test_json_of_the_header_is_readable_by_others(tmp_path: Path) -> None:
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         metadata = json.loads(file.read(length))["__metadata__"]
-    assert json.loads(metadata["upswap"])["plan"]["options"]["style"] == "lp"
+    assert json.loads(metadata["upswap"])["plan"]["options"]["config"]["style"] == "lp"

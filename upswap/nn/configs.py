@@ -7,6 +7,7 @@ site. What each option means stands beside it, once: `upswap.patch` and the comm
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -131,8 +132,17 @@ def _whole(value: float) -> float:
 # -- options as data and as text ------------------------------------------------------------------------------------------
 
 
-def option_types(cls: type[UpsamplerConfig]) -> dict[str, Any]:
-    """The options of a config class and their types."""
+def option_types(cls: type[UpsamplerConfig]) -> Mapping[str, Any]:
+    """The options of a config class and their types.
+
+    The annotations of the class are evaluated for it, once: when it is registered, and not when a file is loaded.
+    """
+    known: Any = cls  # mypy takes a type for unhashable
+    return _option_types(known)
+
+
+@functools.cache
+def _option_types(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 

@@ -72,6 +72,7 @@ def register_upsampler(
     def register(factory: Factory) -> Factory:
         if name in _FACTORIES:
             raise OptionError(f"an upsampler named {name!r} is registered already; choose another name")
+        option_types(options)
         _FACTORIES[name] = _Registered(factory, options, exact)
         return factory
 
