@@ -44,14 +44,17 @@ def same_modules(model: nn.Module, rebuilt: nn.Module) -> bool:
     # The module route put an upsampler in the place of an nn.Upsample; the others added one.
     inside = tuple(f"{path}." for path in added)
     own = {name: module for name, module in model.named_modules() if not name.startswith(inside)}
-    for name, module in rebuilt.named_modules():
-        mine = own.pop(name, None)
-        if mine is None:
-            return False
-        if name not in added and not (isinstance(mine, type(module)) and mine.extra_repr() == module.extra_repr()):
-            return False
+    theirs = dict(rebuilt.named_modules())
+    if not (theirs.keys() <= own.keys() and own.keys() - theirs.keys() <= set(added)):
+        return False
+    if not all(name in added or _alike(own[name], module) for name, module in theirs.items()):
+        return False
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items() if not key.startswith(inside)}
-    return all(name in added for name in own) and shapes == {k: t.shape for k, t in rebuilt.state_dict().items()}
+    return shapes == {key: tensor.shape for key, tensor in rebuilt.state_dict().items()}
+
+
+def _alike(mine: nn.Module, module: nn.Module) -> bool:
+    return isinstance(mine, type(module)) and mine.extra_repr() == module.extra_repr()
 
 
 def _package(cls: type) -> str:

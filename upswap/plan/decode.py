@@ -63,7 +63,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _value(kind: Any, data: Any, where: str) -> Any:
-    """`data` as a value of the type `kind`."""
+    """`data` as a value of the type `kind`. A table by the form of the type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         value = _value(arguments[0], data, where)

@@ -31,7 +31,7 @@ def kind_of(
     """The kind of one resize call and the reason for it.
 
     `node` is the call in the recorded flow; the shapes are (N, C, H, W) for an image-like tensor. What the result is used
-    for comes before its size, which is another at every input size.
+    for comes before its size, which is another at every input size. A table written as code: the first rule that fits.
     """
     if not node.from_input:
         return "parameter", "nothing of the model's input flows into it"

@@ -96,13 +96,17 @@ def _seen_to_differ(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewri
     owners = {path: sites for path, sites in by_owner(plan.sites).items() if any(site.swap for site in sites)}
     for path, sites in owners.items():
         causes.update(_compared(sites, [call for call in seen.calls if call.owner == path]))
-    detours = {
-        path: [site for site in sites if _in_eval_mode(site)] for path, sites in owners.items() if has_detours(sites)
-    }
-    detours = {path: sites for path, sites in detours.items() if any(site.swap for site in sites)}
+    detours = _detours_in_eval_mode(owners)
     if detours and not causes:
         causes.update(unproved(model, detours, rewritings, [seen]))
     return causes
+
+
+def _detours_in_eval_mode(owners: Mapping[str, Sequence[Site]]) -> dict[str, list[Site]]:
+    """The sites that a run in eval mode reaches, of the owners that have swapped ones behind other functions."""
+    behind = {path: sites for path, sites in owners.items() if has_detours(sites)}
+    reached = {path: [site for site in sites if _in_eval_mode(site)] for path, sites in behind.items()}
+    return {path: sites for path, sites in reached.items() if any(site.swap for site in sites)}
 
 
 def _run(model: nn.Module, description: Mapping[str, Any]) -> Observation | None:
@@ -152,18 +156,9 @@ def _compared(sites: Sequence[Site], calls: Sequence[Call]) -> dict[str, str]:
         located: list[tuple[Call, Location | None]] = [(call, sites[0].location) for call in calls]
     else:
         located = [(call, _location(call)) for call in calls]
-    known: dict[tuple[Step, ...], set[int | None]] = {}
-    for site in sites:
-        if site.location is not None:
-            known.setdefault(site.location.steps, set()).add(site.location.occurrence)
-    causes: dict[str, str] = {}
-    for site in sites:
-        if site.swap and site.location is not None:
-            steps = site.location.steps
-            made = [(call, where.occurrence) for call, where in located if where is not None and where.steps == steps]
-            cause = _changed(site, site.location.occurrence, made, known[steps])
-            if cause is not None:
-                causes[site.name] = cause
+    known = _runs_of_lines(sites)
+    changed = {site.name: _changed(site, located, known) for site in sites if site.swap}
+    causes = {name: cause for name, cause in changed.items() if cause is not None}
     new = [where for _, where in located if where is not None and where.steps not in known]
     if new and not causes:
         what = f"its module makes a resize call that the plan does not know: `{new[0].steps[-1].expression}`"
@@ -171,20 +166,36 @@ def _compared(sites: Sequence[Site], calls: Sequence[Call]) -> dict[str, str]:
     return causes
 
 
+def _runs_of_lines(sites: Sequence[Site]) -> dict[tuple[Step, ...], set[int | None]]:
+    """The runs of each line that the sites are, by the way to it."""
+    known: dict[tuple[Step, ...], set[int | None]] = {}
+    for site in sites:
+        if site.location is not None:
+            known.setdefault(site.location.steps, set()).add(site.location.occurrence)
+    return known
+
+
 def _changed(
-    site: Site, run: int | None, made: Sequence[tuple[Call, int | None]], known: Set[int | None]
+    site: Site,
+    located: Sequence[tuple[Call, Location | None]],
+    known: Mapping[tuple[Step, ...], Set[int | None]],
 ) -> str | None:
     """How a site differs from the calls that a run made where it stands; None where it does not.
 
-    Each call comes with the run of its line that it was; `known` has the runs of this line that the plan knows.
+    Each call comes with its place; `known` has the runs of each line that the plan knows.
     """
+    if site.location is None:
+        return None
+    steps, run = site.location.steps, site.location.occurrence
+    made = [(call, where.occurrence) for call, where in located if where is not None and where.steps == steps]
     mine = [call for call, occurrence in made if run in (None, occurrence)]
     if not mine and _in_eval_mode(site):
         return (
             "the call is not made any more" if run in (None, 0) else f"run {run + 1} of the call is not made any more"
         )
-    if None not in known and any(occurrence not in known for _, occurrence in made):
-        return f"the call is made more often than it was, {len(known)} time(s) in a run of its module"
+    runs = known[steps]
+    if None not in runs and any(occurrence not in runs for _, occurrence in made):
+        return f"the call is made more often than it was, {len(runs)} time(s) in a run of its module"
     return _unlike(site, mine) if mine else None
 
 

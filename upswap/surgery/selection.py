@@ -107,6 +107,7 @@ def _check_overrides_reach(overrides: Sequence[Override], sites: Sequence[Site])
 
 
 def _why_kept(site: Site, options: Options) -> str | None:
+    """Why a site is kept, None where it is swapped. A table written as code: the first rule that fits."""
     if site.kind not in SWAPPABLE or site.kind not in options.kinds:
         return site.reason
     if options.include and not any(fnmatch.fnmatchcase(site.name, pattern) for pattern in options.include):

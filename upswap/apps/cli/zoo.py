@@ -16,6 +16,8 @@ from ..zoo.rows import FORMATS, STATUSES
 from .options import common_options, patch_flags, patch_options
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from ..zoo.journal import Journal
     from ..zoo.rows import Row, Settings, Task
 
@@ -331,13 +333,24 @@ def _report(journal: Journal, rows: list[Row], as_json: bool) -> None:
 
 
 def _print(rows: list[Row]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    from ..zoo.report import totals
     from .tables import stdout
 
     console = stdout()
+    console.print(_table_of(rows))
+    broken = [row for row in rows if not row.ok]
+    for row in broken:
+        problems = [row.error, *(f"check {name}: {message}" for name, message in row.checks.items() if message)]
+        first = next(filter(None, problems), "").splitlines()[0][:300]
+        console.print(Text.assemble(("\n" if row is broken[0] else ""), (row.source, "red"), f": {first}"))
+    console.print(f"\n{_totals_line(rows)}", highlight=False)
+
+
+def _table_of(rows: list[Row]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold", ratio=3)
     table.add_column("status", no_wrap=True)
@@ -354,17 +367,15 @@ def _print(rows: list[Row]) -> None:
             "" if row.max_rel_diff is None else f"{row.max_rel_diff:.0e}",
             f"{row.total_seconds:.1f}",
         )
-    console.print(table)
-    broken = [row for row in rows if not row.ok]
-    for row in broken:
-        problems = [row.error, *(f"check {name}: {message}" for name, message in row.checks.items() if message)]
-        first = next(filter(None, problems), "").splitlines()[0][:300]
-        console.print(Text.assemble(("\n" if row is broken[0] else ""), (row.source, "red"), f": {first}"))
+    return table
+
+
+def _totals_line(rows: list[Row]) -> str:
+    from ..zoo.report import totals
+
     counts = totals(rows)
     by_status = ", ".join(f"{counts[name]} {name}" for name in STATUSES if counts[name])
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts["kept"].items())
-    console.print(
-        f"\n{counts['models']} models: {by_status}. {counts['swapped']} of {counts['sites']} sites swapped"
-        + (f", kept {kinds}" if kinds else ""),
-        highlight=False,
+    return f"{counts['models']} models: {by_status}. {counts['swapped']} of {counts['sites']} sites swapped" + (
+        f", kept {kinds}" if kinds else ""
     )

@@ -311,13 +311,7 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
     configuration and weights of a named backbone. What it looks up for `configuration_files` is another configuration.
     """
     for key, value in _entries(config):
-        elsewhere = (
-            (key in ("auto_map", "use_pretrained_backbone", "configuration_files") and value)
-            or (key.endswith("_implementation") and not re.fullmatch(r"\w+", str(value)))
-            or (key in ("backbone", "architecture") and isinstance(value, str) and re.search(r"[:/\\]", value))
-            or (key == "model_args" and any(k in DOWNLOADS and v for k, v in _entries(value)))
-        )
-        if elsewhere:
+        if _is_from_elsewhere(key, value):
             raise _elsewhere(folder, key, value)
         if key == "quantization_config" and value:
             raise SourceError(
@@ -328,6 +322,16 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
             raise SourceError(
                 f"{folder / CONFIG} has a number that no model of images has, {str(number)[:20]}. {_BUILD_IT}"
             )
+
+
+def _is_from_elsewhere(key: str, value: Any) -> bool:
+    if key in ("auto_map", "use_pretrained_backbone", "configuration_files"):
+        return bool(value)
+    if key.endswith("_implementation"):
+        return not re.fullmatch(r"\w+", str(value))
+    if key in ("backbone", "architecture"):
+        return isinstance(value, str) and re.search(r"[:/\\]", value) is not None
+    return key == "model_args" and any(name in DOWNLOADS and bool(given) for name, given in _entries(value))
 
 
 def _elsewhere(folder: Path, key: str, value: Any) -> UntrustedFileError:

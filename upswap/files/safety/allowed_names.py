@@ -203,11 +203,25 @@ def _is_known_data(instance: Any, packages: Iterable[str]) -> bool:
 
 def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> Any:
     """The class (or, from `FUNCTIONS`, the function) of that name, or `_Refused` with the reason."""
-    module_name, _, attribute = name.rpartition(".")
+    module_name = name.rpartition(".")[0]
     if not inside(name, (*PACKAGES, *trusted)) and module_name not in VALUES and name not in FUNCTIONS:
         raise _Refused("not in a package upswap knows")
     if not (name.isascii() and all(part.isidentifier() for part in name.split("."))):
         raise _Refused("not a name")
+    found = _imported(name, path)
+    if name in FUNCTIONS and callable(found):
+        return found
+    defined_in = getattr(found, "__module__", None) or ""
+    if name not in UPSAMPLERS and not inside(defined_in, (*PACKAGES, *VALUES, *trusted)):
+        raise _Refused("defined elsewhere, only passing through this module")
+    if not inside(name, trusted):
+        _check_class(found, is_value=module_name in VALUES)
+    return found
+
+
+def _imported(name: str, path: str) -> Any:
+    """What has that name in its module, which is imported. `SourceError` where one of them is not there."""
+    module_name, _, attribute = name.rpartition(".")
     top = name.partition(".")[0]
     try:
         module = importlib.import_module(module_name)
@@ -221,24 +235,24 @@ def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> Any:
     found = getattr(module, attribute) if name in UPSAMPLERS else vars(module).get(attribute)
     if found is None:
         raise SourceError(_moved(name, path))
-    if name in FUNCTIONS and callable(found):
-        return found
-    defined_in = getattr(found, "__module__", None) or ""
-    if name not in UPSAMPLERS and not inside(defined_in, (*PACKAGES, *VALUES, *trusted)):
-        raise _Refused("defined elsewhere, only passing through this module")
-    if inside(name, trusted):
-        return found
+    return found
+
+
+def _check_class(found: Any, *, is_value: bool) -> None:
+    """`_Refused` for what no model has in a file, unless its package is trusted.
+
+    `is_value` says that it comes from a package whose enumerations and named tuples alone are admitted.
+    """
     if not isinstance(found, type):
         raise _Refused("a function, and only classes are admitted")
     if issubclass(found, _CODE_CARRIERS):
         raise _Refused("carries code of its own")
     if any("__del__" in vars(base) for base in found.__mro__):
         raise _Refused("runs code of its own when it is thrown away")
-    if module_name in VALUES and not (_is_value(found) or issubclass(found, types.SimpleNamespace)):
+    if is_value and not (_is_value(found) or issubclass(found, types.SimpleNamespace)):
         raise _Refused("more than a plain value")
     if not _is_data(found) and not issubclass(found, torch.nn.Module):
         raise _Refused("neither a module nor plain data")
-    return found
 
 
 def _is_value(cls: type) -> bool:

@@ -90,6 +90,8 @@ class _Name(str):
 def instructions(pickled: bytes, others: Collection[str]) -> None:
     """Go through a pickle; `others` are the names it asks for beyond what torch itself holds safe.
 
+    A table by instruction.
+
     Raises:
         UntrustedFileError: it calls something that is neither in `CALLED` nor in `others`, or uses an instruction that
             torch does not know.

@@ -79,7 +79,7 @@ def _around(function: FunctionNode, call: ast.Call) -> tuple[str, ...]:
 
 
 def _headers(parent: ast.AST, child: ast.AST) -> list[str]:
-    """What a statement or expression says of when its part `child` runs, innermost first."""
+    """What a statement or expression says of when its part `child` runs, innermost first. A table by its form."""
     if isinstance(parent, ast.If | ast.IfExp | ast.While) and child is not parent.test:
         word = "while" if isinstance(parent, ast.While) else "if"
         inside = parent.body if isinstance(parent.body, list) else [parent.body]

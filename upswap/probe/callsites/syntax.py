@@ -79,10 +79,17 @@ def asks_for_shapes(code: CodeType, position: tuple[int | None, ...], *, anywher
     except RewriteError:
         return True
     loops = [part for part in ast.walk(function) if isinstance(part, _LOOPS) and any(c is call for c in ast.walk(part))]
-    parts = [part for around in ([function] if anywhere else loops) for part in ast.walk(around)]
-    tests = [part.test for part in parts if isinstance(part, ast.If | ast.IfExp | ast.While)]
-    tests += [test for part in parts if isinstance(part, ast.comprehension) for test in part.ifs]
+    tests = [test for around in ([function] if anywhere else loops) for test in _tests_in(around)]
     return any(isinstance(part, ast.Attribute) and part.attr in _SHAPES for test in tests for part in ast.walk(test))
+
+
+def _tests_in(tree: ast.AST) -> Iterator[ast.expr]:
+    """What the branches in a syntax tree ask, comprehensions among them."""
+    for part in ast.walk(tree):
+        if isinstance(part, ast.If | ast.IfExp | ast.While):
+            yield part.test
+        elif isinstance(part, ast.comprehension):
+            yield from part.ifs
 
 
 def _covers(node: FunctionNode, code: CodeType) -> bool:

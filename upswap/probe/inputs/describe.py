@@ -17,7 +17,7 @@ def describe(value: Any) -> Any:
     """`value` as plain data that JSON can hold: shapes and dtypes for tensors, the values of numbers and strings.
 
     Containers are tuples, lists, dicts, named tuples and instances of dataclasses (which transformers' outputs are). Raises
-    `InputError` for anything else, which cannot be made again from a description.
+    `InputError` for anything else, which cannot be made again from a description. A table by type, as `build` is by form.
     """
     if isinstance(value, torch.Tensor):
         return {"tensor": list(value.shape), "dtype": _name(value.dtype)}

@@ -109,32 +109,7 @@ def transformers_model(model: nn.Module) -> Recipe | None:
     main = main if isinstance(main, str) else required[0] if required else "pixel_values"
     channels = _setting(config, "num_channels", "in_channels", "in_chans") or next(iter(_channels(model)), 3)
     frames = _setting(config, "num_frames", "frames_per_clip") or 2
-    vocabulary = _setting(config, "vocab_size", "text_encoder_vocab_size") or 2
-    words = min(WORDS, *(_setting(config, name) or WORDS for name in ("max_position_embeddings", "max_text_len")))
-
-    def argument(name: str, image: tuple[int, ...]) -> Any:
-        if name in ("pixel_values", "pixel_values_videos", "prompt_pixel_values", "prompt_masks", "inputs"):
-            return maker.image(*image)
-        if name == "prompt_depth":
-            return maker.image(1, 1, *image[-2:])
-        if name == "task_inputs":
-            return maker.integers(vocabulary, 1, _setting(config, "task_seq_len") or WORDS)
-        if name.endswith("input_ids"):
-            return maker.integers(vocabulary, 1, words)
-        if name == "pixel_mask":
-            return maker.ones(1, *image[-2:])
-        if name == "classes_structure":
-            return maker.ones(1)
-        return maker.ones(1, words)
-
-    declared = [*required, *optional]
-    pixels = [name for name in ("pixel_values", "pixel_values_videos") if name in declared][:1]
-    text = [name for name in ("input_ids", "attention_mask") if name in declared]
-    plain = required or pixels or [main]
-    names = [[*plain, *pixels], plain, [*plain, *pixels, *(name for name in declared if _EXTRA.fullmatch(name))]]
-    if "input_ids" in text:
-        names = [[*plain, *pixels, *text], *names, [*plain, *text]]
-    choices = dict.fromkeys(tuple(dict.fromkeys(choice)) for choice in names)
+    plain, choices = _argument_choices(required, optional, main)
     unknown = [name for name in plain if not _TRANSFORMERS.fullmatch(name)]
 
     def make(height: int, width: int) -> Iterator[Inputs]:
@@ -145,11 +120,45 @@ def transformers_model(model: nn.Module) -> Recipe | None:
         tries = [(1, *image)] * len(choices), [(1, frames, *image)]  # a video, or a pair of images to be matched
         for shapes in tries if main != "pixel_values_videos" else tries[::-1]:
             for shape, choice in zip(shapes, choices, strict=False):
-                yield Inputs((), {name: argument(name, shape) for name in choice})
+                yield Inputs((), {name: _transformers_argument(maker, config, name, shape) for name in choice})
 
     return Recipe(_sizes(model), make)
 
 
+def _argument_choices(
+    required: Sequence[str], optional: Sequence[str], main: str
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The arguments a forward has to have, and the sets of arguments to try it with, in order."""
+    declared = [*required, *optional]
+    pixels = [name for name in _PIXELS if name in declared][:1]
+    text = [name for name in ("input_ids", "attention_mask") if name in declared]
+    plain = list(required) or pixels or [main]
+    names = [[*plain, *pixels], plain, [*plain, *pixels, *(name for name in declared if _EXTRA.fullmatch(name))]]
+    if "input_ids" in text:
+        names = [[*plain, *pixels, *text], *names, [*plain, *text]]
+    return plain, list(dict.fromkeys(tuple(dict.fromkeys(choice)) for choice in names))
+
+
+def _transformers_argument(maker: _Maker, config: Any, name: str, image: tuple[int, ...]) -> Any:
+    """The argument of that name, for images of the shape `image`."""
+    words = min(WORDS, *(_setting(config, name) or WORDS for name in ("max_position_embeddings", "max_text_len")))
+    vocabulary = _setting(config, "vocab_size", "text_encoder_vocab_size") or 2
+    if name in ("pixel_values", "pixel_values_videos", "prompt_pixel_values", "prompt_masks", "inputs"):
+        return maker.image(*image)
+    if name == "prompt_depth":
+        return maker.image(1, 1, *image[-2:])
+    if name == "task_inputs":
+        return maker.integers(vocabulary, 1, _setting(config, "task_seq_len") or WORDS)
+    if name.endswith("input_ids"):
+        return maker.integers(vocabulary, 1, words)
+    if name == "pixel_mask":
+        return maker.ones(1, *image[-2:])
+    if name == "classes_structure":
+        return maker.ones(1)
+    return maker.ones(1, words)
+
+
+_PIXELS: tuple[str, ...] = ("pixel_values", "pixel_values_videos")
 _TRANSFORMERS = re.compile(
     r"pixel_values(_videos)?|prompt_pixel_values|prompt_masks|inputs|prompt_depth|task_inputs|pixel_mask|classes_structure"
     r"|(\w+_)?(input_ids|attention_mask)"
