@@ -50,7 +50,6 @@ WITHOUT = {
     "probe/inputs/variations.py",
     "probe/recorder.py",
     "probe/survey.py",
-    "surgery/apply.py",
     "surgery/checking/first_difference.py",
     "surgery/rewritten_class.py",
     "surgery/routes/graph.py",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
+from .snapshot import Snapshot
+
 
 @contextlib.contextmanager
 def leaving_no_trace(model: nn.Module, *, training: bool | None = False) -> Iterator[None]:
@@ -23,21 +25,15 @@ def leaving_no_trace(model: nn.Module, *, training: bool | None = False) -> Iter
     Flags are written directly: models override `train()` with behaviour of their own (SMP's frozen encoders).
     """
     modules = list(model.modules())
-    restorers = [
-        _keep_random_states(),
-        _keep_attributes(modules),
-        _keep_requires_grad(model),
-        _keep_buffers(modules),
-    ]
-    try:
-        with torch.random.fork_rng(devices=[d for d in _devices(modules) if d.type == "cuda"]):
-            if training is not None:
-                for module in modules:
-                    module.__dict__["training"] = training
-            yield
-    finally:
-        for restore in restorers:
-            restore()
+    with contextlib.ExitStack() as restorers:  # each does its part whatever becomes of the others
+        restorers.callback(_keep_random_states())
+        restorers.callback(_keep_gradients(model))
+        restorers.callback(Snapshot(model).restore)
+        restorers.enter_context(torch.random.fork_rng(devices=[d for d in _devices(modules) if d.type == "cuda"]))
+        if training is not None:
+            for module in modules:
+                module.__dict__["training"] = training
+        yield
 
 
 def _keep_random_states() -> Callable[[], None]:
@@ -54,51 +50,16 @@ def _keep_random_states() -> Callable[[], None]:
     return restore
 
 
-def _keep_attributes(modules: Sequence[nn.Module]) -> Callable[[], None]:
-    """What puts the attributes of the modules back, and what is in those that are dicts or lists.
-
-    Every registry of an nn.Module is a dict attribute: children, parameters, buffers and all kinds of hooks.
-    """
-    attributes = [dict(module.__dict__) for module in modules]
-    values = [value for saved in attributes for value in saved.values()]
-    dicts = [(value, dict(value)) for value in values if isinstance(value, dict)]
-    lists = [(value, list(value)) for value in values if isinstance(value, list)]
+def _keep_gradients(model: nn.Module) -> Callable[[], None]:
+    """What puts back which parameters require gradients, and which gradients they have."""
+    trained = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
 
     def restore() -> None:
-        for module, saved in zip(modules, attributes, strict=True):
-            module.__dict__.clear()
-            module.__dict__.update(saved)
-        for registry, content in dicts:
-            if registry or content:
-                registry.clear()
-                registry.update(content)
-        for items, kept in lists:
-            items[:] = kept
-
-    return restore
-
-
-def _keep_requires_grad(model: nn.Module) -> Callable[[], None]:
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-
-    def restore() -> None:
-        for parameter, required in trained:
+        for parameter, required, grad in trained:
             if parameter.requires_grad != required:
                 parameter.requires_grad_(required)
-
-    return restore
-
-
-def _keep_buffers(modules: Sequence[nn.Module]) -> Callable[[], None]:
-    """What puts the values of the buffers back; those on the meta device have none."""
-    buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    values = [(buffer, buffer.detach().clone()) for buffer in buffers if not buffer.is_meta]
-
-    @torch.no_grad()
-    def restore() -> None:
-        for buffer, value in values:
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
+            if parameter.grad is not grad:
+                parameter.grad = grad
 
     return restore
 

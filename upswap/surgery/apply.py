@@ -17,6 +17,7 @@ from ..errors import PlanError
 from ..nn.registry import make_upsampler
 from ..plan.plan import Plan, by_owner
 from ..plan.site import Site, child_of
+from ..probe.snapshot import all_or_nothing
 from .rewritten_class import Record, _record_of, rewritten_class
 from .routes.choose import Rewriting
 
@@ -43,9 +44,10 @@ def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> 
         cls = rewritten_class(type(owner), record, rewritings[path])
         children = [(site, made[site.name]) for site in sites if site.swap]
         steps.append(_subclassing(model, owner, cls, children))
-    for step in steps:
-        step()
-    model.__dict__[_PLAN] = plan.to_json()
+    with all_or_nothing(model):  # a class of the model's may refuse what is done to it
+        for step in steps:
+            step()
+        model.__dict__[_PLAN] = plan.to_json()
 
 
 def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
@@ -131,19 +133,24 @@ def undo(model: nn.Module) -> None:
                 f"site {site.name}: the class of {site.owner or 'the model'} was changed after the patch, to "
                 f"{type(owner).__qualname__}; undo that first (parametrisations, sharding)"
             )
-    for module in list(model.modules()):
-        record = _record_of(module)
-        if record is not None:
-            for site in record.sites:
-                if site.swap:
-                    del _holder(model, site)._modules[child_of(site)]
-                    module.__dict__.pop(child_of(site), None)
-            module.__class__ = type(module).__bases__[0]
-        if _ORIGINAL in module.__dict__:
-            original = module.__dict__[_ORIGINAL]
-            original.train(module.training)
-            _swap_everywhere(model, module, original)
-    del model.__dict__[_PLAN]
+    with all_or_nothing(model):
+        for module in list(model.modules()):
+            _undo_module(model, module)
+        del model.__dict__[_PLAN]
+
+
+def _undo_module(model: nn.Module, module: nn.Module) -> None:
+    record = _record_of(module)
+    if record is not None:
+        for site in record.sites:
+            if site.swap:
+                del _holder(model, site)._modules[child_of(site)]
+                module.__dict__.pop(child_of(site), None)
+        module.__class__ = type(module).__bases__[0]
+    if _ORIGINAL in module.__dict__:
+        original = module.__dict__[_ORIGINAL]
+        original.train(module.training)
+        _swap_everywhere(model, module, original)
 
 
 def installed(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

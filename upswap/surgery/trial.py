@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,19 +20,23 @@ from ..errors import UpswapWarning
 from ..nn.sampling import positions as sampling
 from ..plan.site import Site, child_of
 from ..probe.observe import Observation, run_again
+from ..probe.preserve import leaving_no_trace
 from .routes.choose import Rewriting
 
 
 class _StandIn(nn.Module):
-    """The original resize in an upsampler's place; it knows whether it ran."""
+    """The original resize in an upsampler's place; it tells when it runs.
 
-    def __init__(self, site: Site) -> None:
+    It does not keep that itself, because the run leaves no trace on it either.
+    """
+
+    def __init__(self, site: Site, reached: Callable[[str], None]) -> None:
         super().__init__()
         self.site = site
-        self.reached = False
+        self.reached = reached
 
     def forward(self, x: torch.Tensor, size: Any = None, scale_factor: Any = None) -> torch.Tensor:
-        self.reached = True
+        self.reached(self.site.name)
         mode: Any = self.site.mode  # of a site to swap, one of `sampling.MODES`
         return sampling.Mapping(mode, self.site.align_corners).resize(x, size, scale_factor)
 
@@ -52,7 +56,8 @@ def unproved(
 
     `runs` are the observed ones in eval mode and, where there was one, in train mode. The model is left as found.
     """
-    stand_ins = {path: [_StandIn(site) for site in sites if site.swap] for path, sites in owners.items()}
+    reached: set[str] = set()
+    stand_ins = {path: [_StandIn(site, reached.add) for site in sites if site.swap] for path, sites in owners.items()}
     with _rewritten(model, stand_ins, rewritings), warnings.catch_warnings():
         warnings.simplefilter("ignore", UpswapWarning)
         changed = not all(_same(seen.outputs, run_again(model, seen)) for seen in runs)
@@ -61,7 +66,7 @@ def unproved(
         for module in modules:
             if changed:
                 problems[module.site.name] = f"rewriting {path or 'the model'} changes what the model computes"
-            elif not module.reached:
+            elif module.site.name not in reached:
                 location = module.site.location
                 way = " -> ".join(step.expression for step in location.steps) if location else ""
                 problems[module.site.name] = (
@@ -75,19 +80,13 @@ def _rewritten(
     model: nn.Module, stand_ins: Mapping[str, Sequence[_StandIn]], rewritings: Mapping[str, Rewriting]
 ) -> Iterator[None]:
     """Inside, the owners run their rewritten methods, with stand-ins that are attributes but no children."""
-    owners = {path: model.get_submodule(path) for path in stand_ins}
-    classes = {path: type(owner) for path, owner in owners.items()}
-    try:
-        for path, owner in owners.items():
-            for module in stand_ins[path]:
+    with leaving_no_trace(model, training=None):
+        for path, modules in stand_ins.items():
+            owner = model.get_submodule(path)
+            for module in modules:
                 owner.__dict__[child_of(module.site)] = module
-            owner.__class__ = type(classes[path].__name__, (classes[path],), dict(rewritings[path].methods))
+            owner.__class__ = type(type(owner).__name__, (type(owner),), dict(rewritings[path].methods))
         yield
-    finally:
-        for path, owner in owners.items():
-            owner.__class__ = classes[path]
-            for module in stand_ins[path]:
-                owner.__dict__.pop(child_of(module.site), None)
 
 
 def _same(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> bool:
