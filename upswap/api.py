@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import html
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +19,7 @@ from .files.open_source import open_source
 from .nn.configs import DySampleConfig, UpsamplerConfig, describe
 from .plan.plan import Plan
 from .probe.inputs.infer import example_inputs_for
+from .shown import one_line, tag
 from .surgery import apply as rewrite
 from .surgery.checking.verification import Report, capture, compare
 from .surgery.operation import Operation
@@ -117,16 +117,16 @@ class Conversion:
     parameters_added: int
 
     def __repr__(self) -> str:
-        saved = "nothing saved" if self.path is None else f"saved as {self.path}"
+        saved = "nothing saved" if self.path is None else f"saved as {one_line(self.path)}"
         return f"<Conversion: {self.plan!r}, {self.report!r}, {saved}>"
 
     def __str__(self) -> str:
-        saved = "nothing (dry run)" if self.path is None else str(self.path)
+        saved = "nothing (dry run)" if self.path is None else one_line(self.path)
         return f"{self.plan}\n\nparameters added  {self.parameters_added:,}\n{self.report}\nsaved  {saved}"
 
     def _repr_html_(self) -> str:
         """The Plan's table in a notebook, and what became of it."""
-        return f"{self.plan._repr_html_()}<p>{html.escape(repr(self.report))}</p><p>{html.escape(str(self.path))}</p>"
+        return self.plan._repr_html_() + tag("p", repr(self.report)) + tag("p", str(self.path))
 
 
 def convert(

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from .shown import one_line
 
-class UpswapError(Exception):
+
+class _Lines:
+    """A text of the given lines. It may be shown as it is: a name in it, from a file, can neither act on a terminal nor
+    begin a line."""
+
+    args: tuple[object, ...]
+
+    def __init__(self, *lines: object) -> None:
+        super().__init__(*map(one_line, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
+
+
+class UpswapError(_Lines, Exception):
     """Base class of every error upswap raises on purpose."""
 
 
@@ -51,5 +66,5 @@ class VerificationError(UpswapError):
     """The patched model does not compute what the original computed."""
 
 
-class UpswapWarning(UserWarning):
+class UpswapWarning(_Lines, UserWarning):
     """Something a user should know that does not stop the work."""

@@ -17,6 +17,7 @@ from torch import nn
 from ..architectures.rebuild import rebuilds
 from ..architectures.spec import path_of
 from ..errors import OptionError, SaveError, SourceError
+from ..shown import errors_shown
 from . import atomic
 from .formats import description, folder
 from .formats import pt as pickled
@@ -65,6 +66,7 @@ def check_target(path: str | Path, *, source: str | Path | None = None, force: b
         atomic.check(path, force=force)
 
 
+@errors_shown()
 def load(path: str | Path, model: nn.Module | None = None, *, trust: Iterable[str] = ()) -> nn.Module:
     """The model in a file or folder that `save` or `torch.save` wrote, on the CPU, without running code from it.
 
@@ -92,6 +94,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust: Iterable[st
     raise SourceError(pickled.not_a_model(path, found))
 
 
+@errors_shown()
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a state-dict file (`.pt` of tensors, or any `.safetensors`) into `model`, strictly.
 

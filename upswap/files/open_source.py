@@ -11,6 +11,7 @@ from torch import nn
 from ..architectures.libraries import build
 from ..architectures.spec import parse
 from ..errors import SourceError
+from ..shown import errors_shown
 from . import checkpoint
 from .formats import host_folder as hub
 
@@ -24,6 +25,7 @@ class Source:
     path: Path | None
 
 
+@errors_shown()
 def open_source(text: str, *, trust: Iterable[str] = (), weights: str | Path | None = None) -> Source:
     """The model that a path or a spec leads to, with the weights of a state-dict file where one is given.
 

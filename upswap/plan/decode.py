@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import PlanError
+from ..shown import one_line
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ def made(cls: type[T], data: Any, where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in data if key not in fields)
     if unknown:
-        raise PlanError(f"unknown entries in a {cls.__name__}: {', '.join(unknown)} (in {where})")
+        raise PlanError(f"unknown entries in a {cls.__name__}: {one_line(', '.join(unknown), 300)} (in {where})")
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in data:
@@ -112,7 +113,7 @@ def _check_plain(data: Any, where: str, depth: int) -> None:
         for key, value in data.items():
             if not isinstance(key, str):
                 raise _wrong(where, key, "named by strings")
-            _check_plain(value, f"{where}.{key}", depth - 1)
+            _check_plain(value, f"{where}.{one_line(key, 60)}", depth - 1)
     elif isinstance(data, list | tuple):
         for index, value in enumerate(data):
             _check_plain(value, f"{where}[{index}]", depth - 1)

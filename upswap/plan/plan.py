@@ -7,7 +7,6 @@ how the decision is carried out. The dry run prints it, a saved file carries it,
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import shutil
 from collections import Counter
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import OptionError, PlanError
+from ..shown import one_line, tag
 from . import decode as _schema
 from . import schema1
 from .site import KINDS, Name, Site
@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def _title(self) -> str:
-        return f"{self.model_class.rpartition('.')[2]}: {self.summary}"
+        return one_line(f"{self.model_class.rpartition('.')[2]}: {self.summary}")
 
     def __repr__(self) -> str:
         return f"<Plan of {self._title}>"
@@ -117,7 +117,7 @@ class Plan:
         """The table in a notebook."""
         from . import table
 
-        return f"<p>{html.escape(self._title)}</p>{table.as_html(self.sites)}"
+        return tag("p", self._title) + table.as_html(self.sites)
 
     def site(self, name: str) -> Site:
         """The site of that name; `PlanError` where there is none."""
@@ -149,7 +149,9 @@ class Plan:
         plan = _schema.made(cls, schema1.upgrade_plan(data) if data["schema"] == 1 else data, "plan")
         repeated = [name for name, count in Counter(site.name for site in plan.sites).items() if count > 1]
         if repeated:
-            raise PlanError(f"this is not a plan upswap wrote: several sites are named {', '.join(repeated)}")
+            raise PlanError(
+                f"this is not a plan upswap wrote: several sites are named {one_line(', '.join(repeated), 300)}"
+            )
         return dataclasses.replace(plan, options=_frozen_options(plan.options)).replace_sites(
             dataclasses.replace(site, config=_frozen(site.config), settings=_frozen(site.settings))
             for site in plan.sites

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..console import console, words
+from ..shown import Html, one_line, tag
 from .site import Site
 
 #: Columns needed for a table with a row a site.
@@ -36,23 +37,25 @@ def _wide(sites: Sequence[Site]) -> RenderableType:
     table.add_column("source", overflow="fold", ratio=2)
     for site in sites:
         table.add_row(
-            Text(site.name),
+            words(site.name),
             site.kind,
-            _mode(site),
+            words(_mode(site)),
             _ratio(site),
             _channels(site),
             _shape(site),
             _decision(site),
-            Text(site.why),
+            words(site.why),
             site.route or "",
-            Text(_place(site)),
+            words(_place(site)),
         )
     return Group(table, *_legend(sites))
 
 
 def _narrow(sites: Sequence[Site], width: int) -> RenderableType:
     """Two lines a site: what it is, and below it, indented, why. Nothing is left out; what is too long folds."""
-    columns = [[_decision(s).plain, s.name, s.kind, _mode(s), _ratio(s), _channels(s)] for s in sites]
+    columns = [
+        [_decision(s).plain, one_line(s.name), s.kind, one_line(_mode(s)), _ratio(s), _channels(s)] for s in sites
+    ]
     titles = ["", "site", "kind", "mode", "ratio", "ch"]
     widths = [max(len(row[i]) for row in [titles, *columns]) for i in range(len(titles))]
     # The name gives way to the others, and then folds.
@@ -65,22 +68,23 @@ def _narrow(sites: Sequence[Site], width: int) -> RenderableType:
         grid.add_row(*cells)
         return grid
 
-    lines: list[RenderableType] = [line(*(Text(title, style="bold") for title in titles))]
+    lines: list[RenderableType] = [line(*(words((title, "bold")) for title in titles))]
     indent = " " * (widths[0] + 4)
     for site, (_, *cells) in zip(sites, columns, strict=True):
         what = [_shape(site), site.route, _place(site).rpartition("/")[2]]
-        why = textwrap.wrap(f"{', '.join(filter(None, what))}: {site.why}", max(20, width - len(indent)))
-        lines += [line(_decision(site), *map(Text, cells)), *(Text(indent + part, style="dim") for part in why)]
+        about = one_line(f"{', '.join(filter(None, what))}: {site.why}")
+        why = textwrap.wrap(about, max(20, width - len(indent)))
+        lines += [line(_decision(site), *map(words, cells)), *(words((indent + part, "dim")) for part in why)]
     return Group(*lines, *_legend(sites))
 
 
 def _legend(sites: Sequence[Site]) -> list[Text]:
     """What the abbreviations in the table stand for, where it uses any."""
-    return [Text("ac: align_corners=True", style="dim")] if any(_mode(s).endswith(" ac") for s in sites) else []
+    return [words(("ac: align_corners=True", "dim"))] if any(_mode(s).endswith(" ac") for s in sites) else []
 
 
 def _decision(site: Site) -> Text:
-    return Text("swap", style="green") if site.swap else Text("keep", style="dim")
+    return words(("swap", "green")) if site.swap else words(("keep", "dim"))
 
 
 def _mode(site: Site) -> str:
@@ -115,13 +119,13 @@ def _place(site: Site) -> str:
 
 def as_text(sites: Sequence[Site], width: int) -> str:
     """The table as plain text, with no blanks at the ends of lines."""
-    console = Console(file=io.StringIO(), width=width, highlight=False, color_system=None, force_terminal=False)
-    with console.capture() as printed:
-        console.print(sites_table(sites, width))
+    plain = console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    with plain.capture() as printed:
+        plain.print(sites_table(sites, width))
     return "\n".join(line.rstrip() for line in printed.get().rstrip().splitlines())
 
 
-def as_html(sites: Sequence[Site]) -> str:
+def as_html(sites: Sequence[Site]) -> Html:
     """The table as an HTML `<table>`, every text escaped."""
     rows = [
         [
@@ -139,7 +143,6 @@ def as_html(sites: Sequence[Site]) -> str:
         for s in sites
     ]
     titles = ("decision", "site", "kind", "mode", "ratio", "ch", "shape", "reason", "route", "source")
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    head = tag("tr", *(tag("th", title) for title in titles))
+    body = (tag("tr", *(tag("td", cell) for cell in row)) for row in rows)
+    return tag("table", tag("thead", head), tag("tbody", *body))

@@ -133,8 +133,8 @@ def first_that_runs(model: nn.Module, tries: Iterator[Inputs]) -> Observation:
                 last = error.__cause__
                 break
     raise InputError(
-        f"{type(model).__name__} ran on none of the inputs tried; pass example_inputs (or --input-size) that it takes:\n"
-        + "\n".join(failures)
+        f"{type(model).__name__} ran on none of the inputs tried; pass example_inputs (or --input-size) that it takes:",
+        *failures,
     ) from last
 
 

@@ -189,14 +189,14 @@ def nothing_to_swap(plan: Plan) -> NothingToSwapError:
     """The error for a plan that swaps nothing: what was found instead, and what to do."""
     name = plan.model_class.rpartition(".")[2]
     if not plan.sites:
-        found = f"{name} makes no resize call (F.interpolate, nn.Upsample) on the example inputs"
+        found = [f"{name} makes no resize call (F.interpolate, nn.Upsample) on the example inputs"]
     else:
-        lines = [f"  {site.name}: {site.kind}: {site.why}" for site in plan.sites]
-        found = f"{name} has {len(plan.sites)} resize call(s), none of them to be swapped:\n" + "\n".join(lines)
+        found = [f"{name} has {len(plan.sites)} resize call(s), none of them to be swapped:"]
+        found += [f"  {site.name}: {site.kind}: {site.why}" for site in plan.sites]
         kinds = sorted({site.kind for site in plan.sites} & {"logits", "gate", "context"} - set(plan.options.kinds))
         if kinds:
-            found += f"\nkinds= (--kind) can open: {', '.join(kinds)}"
-    return NothingToSwapError("\n".join([f"nothing to swap: {found}", *plan.hints]))
+            found.append(f"kinds= (--kind) can open: {', '.join(kinds)}")
+    return NothingToSwapError(f"nothing to swap: {found[0]}", *found[1:], *plan.hints)
 
 
 def check_model(model: nn.Module) -> None:

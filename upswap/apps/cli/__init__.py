@@ -5,7 +5,7 @@ Nothing here or in the command files imports torch before a command runs, so tha
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import sys
 import traceback
@@ -21,6 +21,7 @@ from .bench import bench
 from .convert import convert
 from .inspect_ import inspect
 from .revert import revert
+from .tables import say, say_json, tell_error
 from .verify import verify
 from .zoo import zoo
 
@@ -69,15 +70,17 @@ def run(args: list[str]) -> int:
         try:
             return _code(cli.main(args, prog_name="upswap", standalone_mode=False))
         except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
+            say(error.format_message(), err=True)
             return error.exit_code
         except click.ClickException as error:
             if as_json:
                 return _tell(error, error.format_message(), error.exit_code, as_json, debug)
-            error.show()
+            told = io.StringIO()
+            error.show(told)
+            say(told.getvalue().rstrip(), err=True)
             return error.exit_code
         except click.Abort:
-            click.echo("interrupted", err=True)
+            say("interrupted", err=True)
             return _INTERRUPTED
         except UpswapError as error:
             return _tell(error, str(error), _exit_code(error), as_json, debug)
@@ -103,12 +106,11 @@ def _code(result: Any) -> int:
 
 def _tell(error: Exception, text: str, code: int, as_json: bool, debug: bool) -> int:
     if debug:
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)), err=True)
     if as_json:
-        click.echo(json.dumps({"error": text, "type": type(error).__name__}))
+        say_json({"error": text, "type": type(error).__name__}, indent=None)
     else:
-        click.secho("error: ", fg="red", bold=True, err=True, nl=False)
-        click.echo(text, err=True)
+        tell_error(text)
     return code
 
 
@@ -122,4 +124,4 @@ def _show_warning(
 ) -> None:
     """Notes for people, on stderr; with `--debug` others' warnings too, with their place."""
     place = "" if issubclass(category, UpswapWarning) else f"{filename}:{lineno}: {category.__name__}: "
-    click.echo(f"note: {place}{message}", err=True)
+    say(f"note: {place}{message}", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import common_options, open_model, patch_flags, patch_options
+from .tables import note, progress, say_json, stdout
 
 if TYPE_CHECKING:
     from ..bench.upsampling import Case, Row
@@ -196,7 +196,7 @@ def _upsamplers(options: dict[str, Any], kept: bool) -> None:
             plot_sweep(rows, picture, options["sweep"])
         else:
             plot(rows, picture, options["plot_against"])
-        click.echo(f"note: drawn to {picture}", err=True)
+        note(f"drawn to {picture}")
     _finish(options, environment(device, kept), rows)
 
 
@@ -244,7 +244,6 @@ def _model(options: dict[str, Any], kept: bool) -> None:
     from ..bench.models import ModelBench, both, inputs_for
     from ..bench.models import Row as ModelRow
     from ..bench.setting import check_device, environment
-    from .tables import progress
 
     device = check_device(options["device"])
     with progress("loading and swapping"):
@@ -293,8 +292,6 @@ def _print_models(rows: Sequence[Any]) -> None:
 
 def _measured(settings: Sequence[Any], run: Callable[[Any], Iterator[list[Any]]], name: Callable[[Any], str]) -> Any:
     """The groups of rows of each setting, with a line on stderr about what is being measured."""
-    from .tables import progress
-
     for index, setting in enumerate(settings, 1):
         groups = run(setting)
         while True:
@@ -308,12 +305,10 @@ def _measured(settings: Sequence[Any], run: Callable[[Any], Iterator[list[Any]]]
 def _finish(options: dict[str, Any], about: dict[str, Any], rows: Sequence[Any]) -> None:
     if options["as_json"]:
         about["repeats"] = options["repeats"]
-        click.echo(json.dumps({**about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=2))
+        say_json({**about, "rows": [dataclasses.asdict(row) for row in rows]}, sort_keys=False)
         return
     if not about["memory_kept"] and options["device"] == "cpu":
-        click.echo(
-            "note: this C library keeps no freed memory; page faults of large outputs are in all times", err=True
-        )
+        note("this C library keeps no freed memory; page faults of large outputs are in all times")
 
 
 def _table(first: str, numbers: Sequence[str]) -> Any:
@@ -327,16 +322,14 @@ def _table(first: str, numbers: Sequence[str]) -> Any:
 
 
 def _show(title: str, table: Any, rows: Sequence[Any]) -> None:
-    from rich.text import Text
-
-    from .tables import stdout
+    from ...console import words
 
     console = stdout()
-    console.print(Text(title, style="bold"))
+    console.print(words((title, "bold")))
     console.print(table)
     for row in rows:
         if row.problem:
-            console.print(Text.assemble((_who(row), "red"), f" cannot be run: {row.problem}"), soft_wrap=True)
+            console.print(words((_who(row), "red"), f" cannot be run: {row.problem}"), soft_wrap=True)
     console.print()
 
 

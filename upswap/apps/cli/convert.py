@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import model_options, patch_options
+from .tables import note, progress, say, say_json, stdout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +32,6 @@ def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> N
     torchvision:NAME, hf:FOLDER (a model folder of transformers or SMP), python:package.module:factory.
     """
     from ... import api
-    from .tables import progress
 
     done = api.convert(
         options["source"],
@@ -58,18 +58,19 @@ def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> N
         "plan": plan.to_dict(),
     }
     if options["as_json"]:
-        click.echo(json.dumps(result, indent=2, sort_keys=True))
+        say_json(result)
     else:
         _print(result, plan)
 
 
 def _print(result: Mapping[str, Any], plan: Plan) -> None:
+    from ...console import words
     from ...nn.registry import is_exact
     from ...plan.table import sites_table
-    from .tables import stdout
 
     console = stdout()
-    console.print(f"[bold]{plan.model_class.rpartition('.')[2]}[/bold]: {plan.summary}\n")
+    console.print(words((plan.model_class.rpartition(".")[2], "bold"), f": {plan.summary}"))
+    console.print()
     console.print(sites_table(plan.sites, console.width))
     added, before = result["parameters_added"], result["parameters"]
     share = f" ({added / before:+.2%} of {before:,})" if before else ""
@@ -84,9 +85,9 @@ def _print(result: Mapping[str, Any], plan: Plan) -> None:
     console.print(f"saved              {result['saved']} ({size / 1e6:.1f} MB)\n")
     console.print("In Python:\n")
     # As it is to be typed: no wrapping, no markup.
-    click.echo(f"    import upswap\n    {result['load']}")
+    say(f"    import upswap\n    {result['load']}")
     for hint in plan.hints:
-        click.echo(f"note: {hint}", err=True)
+        note(hint)
 
 
 def _bytes(path: Path) -> int:
@@ -100,11 +101,13 @@ def _load_line(path: Path, trust: tuple[str, ...], plan: Plan) -> str:
     spec = parse(spec_in(path) or "")
     if spec is not None and spec.scheme == "python":
         trust = (*trust, package_of(spec).partition(".")[0])
-    arguments = [repr(str(path)).replace("'", '"')]
+    # To be pasted: texts are written as JSON, which Python reads alike, and a class is only named where it is a name.
+    arguments = [json.dumps(str(path), ensure_ascii=False)]
     if not says_how_it_is_built(path, trust):
-        arguments.append(f"{plan.model_class.rpartition('.')[2]}(...)")
+        name = plan.model_class.rpartition(".")[2]
+        arguments.append(f"{name if name.isidentifier() else 'Original'}(...)")
     if trust:
-        arguments.append(f"trust={list(dict.fromkeys(trust))!r}".replace("'", '"'))
+        arguments.append(f"trust={json.dumps(list(dict.fromkeys(trust)))}")
     return f"model = upswap.load({', '.join(arguments)})"
 
 

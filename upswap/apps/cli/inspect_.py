@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .options import model_options, open_model, patch_options
+from .tables import note, progress, say_json, stdout
 
 
 @click.command(short_help="List a model's resize calls and what would be done about each.")
@@ -18,19 +19,19 @@ def inspect(**options: Any) -> None:
     torchvision:NAME, hf:FOLDER (a model folder of transformers or SMP), python:package.module:factory.
     """
     from ... import api
+    from ...console import words
     from ...plan.table import sites_table
-    from .tables import progress, stdout
 
     with progress("looking at the model"):
         source, example_inputs = open_model(options)
         plan = api.inspect(source.model, example_inputs, **patch_options(options))
     if options["as_json"]:
-        click.echo(plan.to_json(indent=2))
+        say_json(plan.to_dict())
         return
     console = stdout()
-    console.print(f"[bold]{type(source.model).__name__}[/bold]: {plan.summary}", highlight=False)
+    console.print(words((type(source.model).__name__, "bold"), f": {plan.summary}"))
     if plan.sites:
         console.print()
         console.print(sites_table(plan.sites, console.width))
     for hint in plan.hints:
-        click.echo(f"note: {hint}", err=True)
+        note(hint)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import common_options
+from .tables import progress, say_json, stdout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,11 +32,11 @@ def revert(
     The weights of the host's layers are those in PATCHED, trained or not; those of the upsamplers are dropped.
     """
     from ... import api
+    from ...console import words
     from ...errors import PlanError
     from ...files import checkpoint
     from ...files.naming import reverted_name
     from ...surgery.apply import is_patched
-    from .tables import progress, stdout
 
     target = Path(output) if output else reverted_name(Path(patched))
     checkpoint.check_target(target, source=patched, force=force)
@@ -57,14 +57,13 @@ def revert(
         "parameters_removed": dropped,
     }
     if as_json:
-        click.echo(json.dumps(result, indent=2, sort_keys=True))
+        say_json(result)
         return
     console = stdout()
     console.print(
-        f"[bold]{type(model).__name__}[/bold]: {count} upsamplers taken out, {dropped:,} parameters dropped",
-        highlight=False,
+        words((type(model).__name__, "bold"), f": {count} upsamplers taken out, {dropped:,} parameters dropped")
     )
-    console.print(f"saved {saved}", highlight=False, soft_wrap=True)
+    console.print(f"saved {saved}", soft_wrap=True)
 
 
 def _open(patched: str, original: str | None, trust: tuple[str, ...]) -> tuple[nn.Module, str | None]:

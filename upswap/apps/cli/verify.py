@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import SIZE, common_options
+from .tables import progress, say_json, stdout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,6 @@ def verify(
     from ...errors import VerificationError
     from ...files.open_source import open_source
     from ...surgery.checking.verification import verify as compare
-    from .tables import progress
 
     with progress("loading"):
         first = open_source(original, trust=trust, weights=weights).model.eval()
@@ -55,7 +54,7 @@ def verify(
         with progress("looking for the first layer that differs"):
             difference = _difference(first, second, report, sizes)
     if as_json:
-        click.echo(json.dumps(_as_dict(report, difference), indent=2, sort_keys=True))
+        say_json(_as_dict(report, difference))
     else:
         _print(report)
     if difference is not None:
@@ -98,7 +97,7 @@ def _as_dict(report: Report, difference: Difference | None) -> dict[str, Any]:
 def _print(report: Report) -> None:
     from rich.table import Table
 
-    from .tables import stdout
+    from ...console import words
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("inputs", "output", "shape"):
@@ -107,7 +106,7 @@ def _print(report: Report) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for row in report.rows:
-        verdict = "[green]equal[/green]" if row.ok else f"[red]{row.problem or 'differs'}[/red]"
+        verdict = words(("equal", "green") if row.ok else (row.problem or "differs", "red"))
         table.add_row(
             row.inputs,
             str(row.output),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ import click
 
 from ..zoo.rows import FORMATS, STATUSES
 from .options import common_options, patch_flags, patch_options
+from .tables import note, progress, say, say_json, stderr, stdout
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -176,13 +176,13 @@ def _run(sources: Sequence[str], options: dict[str, Any]) -> None:
     tasks = [Task(source, str(target.absolute()), settings, os.getcwd()) for source, target in targets.items()]
     before = len(_of(journal, tasks))
     if before:
-        click.echo(f"note: {before} of {len(tasks)} are in the journal already", err=True)
+        note(f"{before} of {len(tasks)} are in the journal already")
     try:
         with _progress(journal, tasks):
             run(tasks, folder, jobs=options["jobs"], backend=options["backend"], address=options["address"])
     except KeyboardInterrupt:
         done = len(_of(journal, tasks))
-        click.echo(f"\nstopped: {done} of {len(tasks)} are done. The same command goes on from there", err=True)
+        say(f"\nstopped: {done} of {len(tasks)} are done. The same command goes on from there", err=True)
         raise click.Abort from None
     rows = _of(journal, tasks)
     _report(journal, rows, options["as_json"])
@@ -239,11 +239,11 @@ def _progress(journal: Journal, tasks: Sequence[Task]) -> Iterator[None]:
         TimeRemainingColumn,
     )
 
-    from .tables import stderr
+    from ...shown import one_line
 
     console = stderr()
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -261,7 +261,7 @@ def _progress(journal: Journal, tasks: Sequence[Task]) -> Iterator[None]:
             failed = sum(not row.ok for row in rows)
             last = rows[-1].source if rows else ""
             text = f"models ({failed} failed)" if failed else "models"
-            bar.update(line, completed=len(rows), description=f"{text} [dim]{last[-40:]}[/dim]")
+            bar.update(line, completed=len(rows), description=f"{text} {one_line(last[-40:])}")
             if ended.is_set():
                 return
             ended.wait(0.3)
@@ -285,13 +285,13 @@ def _progress(journal: Journal, tasks: Sequence[Task]) -> Iterator[None]:
 def _dry_run(targets: dict[str, Path], as_json: bool) -> None:
     from rich.table import Table
 
+    from ...console import words
     from ..zoo.cost import costs
-    from .tables import progress, stdout
 
     with progress(f"counting the parameters of {len(targets)} models"):
         found = costs(targets)
     if as_json:
-        click.echo(json.dumps(found, indent=2, sort_keys=True))
+        say_json(found)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold")
@@ -302,7 +302,11 @@ def _dry_run(targets: dict[str, Path], as_json: bool) -> None:
         numbers = (
             (f"{cost['parameters']:,}", f"{cost['bytes'] / 1e6:,.0f}") if cost["parameters"] is not None else ("", "")
         )
-        table.add_row(cost["source"], *numbers, cost["target"] if not cost["error"] else f"[red]{cost['error']}[/red]")
+        table.add_row(
+            words(cost["source"]),
+            *numbers,
+            words(cost["target"] if not cost["error"] else (_first_line(cost["error"]), "red")),
+        )
     console = stdout()
     console.print(table)
     size = sum(cost["bytes"] or 0 for cost in found)
@@ -324,32 +328,35 @@ def _report(journal: Journal, rows: list[Row], as_json: bool) -> None:
     for name, text in texts.items():
         atomic.write_text(folder / name, text, force=True)
     if as_json:
-        click.echo(
-            json.dumps({"totals": totals(rows), "rows": [row.to_dict() for row in rows]}, indent=2, sort_keys=True)
-        )
+        say_json({"totals": totals(rows), "rows": [row.to_dict() for row in rows]})
         return
     _print(rows)
-    click.echo(f"\n{folder / 'report.html'}, report.csv and {journal.path.name} have all of it")
+    say(f"\n{folder / 'report.html'}, report.csv and {journal.path.name} have all of it")
 
 
 def _print(rows: list[Row]) -> None:
-    from rich.text import Text
-
-    from .tables import stdout
+    from ...console import words
 
     console = stdout()
     console.print(_table_of(rows))
     broken = [row for row in rows if not row.ok]
     for row in broken:
         problems = [row.error, *(f"check {name}: {message}" for name, message in row.checks.items() if message)]
-        first = next(filter(None, problems), "").splitlines()[0][:300]
-        console.print(Text.assemble(("\n" if row is broken[0] else ""), (row.source, "red"), f": {first}"))
-    console.print(f"\n{_totals_line(rows)}", highlight=False)
+        if row is broken[0]:
+            console.print()
+        console.print(words((row.source, "red"), f": {_first_line(next(filter(None, problems), ''))}"))
+    console.print()
+    console.print(words(_totals_line(rows)))
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.splitlines()), "")[:300]
 
 
 def _table_of(rows: list[Row]) -> RenderableType:
     from rich.table import Table
-    from rich.text import Text
+
+    from ...console import words
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold", ratio=3)
@@ -359,8 +366,8 @@ def _table_of(rows: list[Row]) -> RenderableType:
     for row in rows:
         added = row.parameters_after - row.parameters
         table.add_row(
-            Text(row.source),
-            Text(row.status, style="green" if row.ok else "red"),
+            words(row.source),
+            words((row.status, "green" if row.ok else "red")),
             f"{row.swapped}/{row.sites}",
             str(sum(row.kept.values())),
             f"{added / row.parameters:+.2%}" if added and row.parameters else "",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from html import escape
 from typing import Any
 
+from ...shown import Html, tag
 from .report import totals
 from .rows import STATUSES, Row
 
@@ -97,24 +97,27 @@ def to_html(rows: Iterable[Row], title: str, header: dict[str, Any]) -> str:
     ]
     settings = ", ".join(f"{key} {_plain(value)}" for key, value in _settings(header))
     about = f"begun {header.get('started', '?')} with upswap {header.get('upswap', '?')}: {settings}"
-    heads = "".join(f'<th class="{css}" scope="col"><button>{name}</button></th>' for name, css in _HEADS)
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
-            f"<h1>{escape(title)}</h1><p>{escape(about)}</p>",
-            '<div class="tiles">',
-            *(f'<div class="tile"><b>{escape(str(value))}</b>{escape(name)}</div>' for name, value in tiles),
-            "</div>",
-            '<label>Filter <input id="filter" type="search" placeholder="unet resnet failed"></label> '
-            f'<span id="count" class="dim">{len(rows)} of {len(rows)}</span>',
-            f'<div class="wide"><table id="models"><thead><tr>{heads}</tr></thead><tbody>',
-            *(_row(row) for row in rows),
-            f"</tbody></table></div><script>{_SCRIPT}</script></body></html>",
-        ]
-    )
+    heads = (tag("th", tag("button", name), class_=css, scope="col") for name, css in _HEADS)
+    lines = (part for row in rows for part in ("\n", _row(row)))
+    head = [
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("title", title),
+        tag("style", Html(_STYLE)),
+    ]
+    body = [
+        tag("h1", title),
+        tag("p", about),
+        tag("div", *(tag("div", tag("b", value), name, class_="tile") for name, value in tiles), class_="tiles"),
+        Html('<label>Filter <input id="filter" type="search" placeholder="unet resnet failed"></label> '),
+        tag("span", f"{len(rows)} of {len(rows)}", id="count", class_="dim"),
+        tag(
+            "div",
+            tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *lines), id="models"),
+            class_="wide",
+        ),
+        tag("script", Html(_SCRIPT)),
+    ]
+    return "<!doctype html>\n" + tag("html", tag("head", *head), "\n", tag("body", *body), lang="en")
 
 
 def _settings(header: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -127,45 +130,43 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _row(row: Row) -> str:
+def _row(row: Row) -> Html:
     good = row.status in STATUSES[:2]
     broken = [f"{name}: {message}" for name, message in row.checks.items() if message]
     problem = "\n".join(filter(None, [row.error, *broken]))
-    error = f'<div class="error">{escape(problem)}</div>' if problem else ""
-    sites = _sites(row) if row.details else ""
-    source = f"<details><summary>{escape(row.source)}</summary>{sites}</details>" if sites else escape(row.source)
+    error = [tag("div", problem, class_="error")] if problem else []
+    source = tag("details", tag("summary", row.source), _sites(row)) if row.details else row.source
     added = row.parameters_after - row.parameters
     more_flops = None if row.flops is None or row.flops_after is None else row.flops_after - row.flops
     cells = [
-        ("source", row.source, source + error),
-        ("c good" if good and not broken else "c bad", row.status, escape(row.status)),
-        ("n", row.swapped, str(row.swapped) if row.sites else ""),
-        ("n", row.sites, str(row.sites) if row.sites else ""),
-        ("dim", sum(row.kept.values()), escape(_pairs(row.kept))),
-        ("c dim", _pairs(row.routes), escape(_pairs(row.routes))),
-        ("n", row.parameters, f"{row.parameters:,}" if row.parameters else ""),
-        ("n", added, f"{added:+,}" if added else ""),
-        ("n", row.flops, "" if row.flops is None else f"{row.flops / 1e9:.3g}"),
-        ("n", more_flops, f"{more_flops / row.flops:+.1%}" if more_flops and row.flops else ""),
-        ("n", row.max_rel_diff, "" if row.max_rel_diff is None else f"{row.max_rel_diff:.1e}"),
-        ("n", row.total_seconds, f"{row.total_seconds:.2f}"),
-        ("n", row.peak_memory, f"{row.peak_memory / 1e6:,.0f}" if row.peak_memory else ""),
+        _td("source", row.source, source, *error),
+        _td("c good" if good and not broken else "c bad", row.status, row.status),
+        _td("n", row.swapped, str(row.swapped) if row.sites else ""),
+        _td("n", row.sites, str(row.sites) if row.sites else ""),
+        _td("dim", sum(row.kept.values()), _pairs(row.kept)),
+        _td("c dim", _pairs(row.routes), _pairs(row.routes)),
+        _td("n", row.parameters, f"{row.parameters:,}" if row.parameters else ""),
+        _td("n", added, f"{added:+,}" if added else ""),
+        _td("n", row.flops, "" if row.flops is None else f"{row.flops / 1e9:.3g}"),
+        _td("n", more_flops, f"{more_flops / row.flops:+.1%}" if more_flops and row.flops else ""),
+        _td("n", row.max_rel_diff, "" if row.max_rel_diff is None else f"{row.max_rel_diff:.1e}"),
+        _td("n", row.total_seconds, f"{row.total_seconds:.2f}"),
+        _td("n", row.peak_memory, f"{row.peak_memory / 1e6:,.0f}" if row.peak_memory else ""),
     ]
-    return "<tr>" + "".join(_td(css, value, text) for css, value, text in cells) + "</tr>"
+    return tag("tr", *cells)
 
 
-def _td(css: str, value: Any, text: str) -> str:
-    return f'<td class="{css}" data-v="{escape("" if value is None else str(value))}">{text}</td>'
+def _td(css: str, value: Any, *parts: object) -> Html:
+    return tag("td", *parts, class_=css, data_v="" if value is None else value)
 
 
-def _sites(row: Row) -> str:
+def _sites(row: Row) -> Html:
     names = ("site", "kind", "mode", "ratio", "channels", "shape", "swap", "route", "reason")
-    heads = "".join(f"<th>{name}</th>" for name in names)
     lines = (
-        "".join(f"<td>{escape('swap' if v is True else 'keep' if v is False else str(v))}</td>" for v in values)
+        (tag("td", "swap" if v is True else "keep" if v is False else v) for v in values)
         for values in ([site.get(name, "") for name in names] for site in row.details)
     )
-    return f"<table><tr>{heads}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    return tag("table", tag("tr", *(tag("th", name) for name in names)), *(tag("tr", *line) for line in lines))
 
 
 def _pairs(counts: dict[str, int]) -> str:

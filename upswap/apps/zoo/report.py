@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from ...shown import csv_text
 from .rows import STATUSES, Row
 
 #: The columns of the CSV, in order; `kept`, `routes` and `seconds` are written out as `name=value` pairs.
@@ -54,18 +53,13 @@ def totals(rows: Iterable[Row]) -> dict[str, Any]:
 
 def to_csv(rows: Iterable[Row]) -> str:
     """The rows as CSV, with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
-    return text.getvalue()
+    return csv_text([COLUMNS, *([_cell(getattr(row, name)) for name in COLUMNS] for row in rows)])
 
 
 def _cell(value: Any) -> Any:
     if isinstance(value, dict):
         return " ".join(f"{name}={item}" for name, item in value.items())
-    return "" if value is None else value
+    return value
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:

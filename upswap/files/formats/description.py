@@ -13,6 +13,7 @@ from ..._version import __version__
 from ...architectures.spec import parse
 from ...errors import OptionError, PlanError, SourceError, UntrustedFileError, UpswapError
 from ...plan.plan import Plan
+from ...shown import one_line
 from ...surgery.apply import is_patched, plan_of, undo
 from ...surgery.replay import apply_plan
 from ..safety import allowed_names as trusting
@@ -80,7 +81,7 @@ def restored(
             undo(model)  # the caller's own
         if isinstance(error, UpswapError):
             raise
-        cause = trusting.shown((str(error).splitlines() or [""])[0])
+        cause = one_line((str(error).splitlines() or [""])[0], 300)
         raise SourceError(f"{path} describes a model that cannot be made: {type(error).__name__}: {cause}") from error
     return made
 

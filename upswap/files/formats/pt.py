@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ...errors import PlanError, SaveError, SourceError, UntrustedFileError, UpswapWarning
+from ...shown import one_line
 from ...surgery import apply as rewrite
 from ...surgery import rewritten_class
 from ..safety import allowed_names as trusting
@@ -68,9 +69,9 @@ def warn_where_not_loadable(path: Path) -> None:
         trusting.safe_globals(names, str(path))
         screen.instructions(pickled, names)
     except UntrustedFileError as error:
-        warnings.warn(
-            f"the file is written, and upswap.load will refuse it without trust: {error}", UpswapWarning, stacklevel=3
-        )
+        first, *more = error.args
+        told = UpswapWarning(f"the file is written, and upswap.load will refuse it without trust: {first}", *more)
+        warnings.warn(told, stacklevel=3)
 
 
 def read(path: Path, trust: tuple[str, ...]) -> Any:
@@ -153,4 +154,4 @@ def not_a_model(path: Path, found: Any) -> str:
 def _cause(error: BaseException) -> str:
     """The first line of a message; torch wraps that of its unpickler in advice that does not apply here."""
     lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
-    return trusting.shown(lines[0]) if lines else type(error).__name__
+    return one_line(lines[0], 300) if lines else type(error).__name__

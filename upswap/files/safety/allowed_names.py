@@ -21,6 +21,7 @@ import torch
 
 from ...architectures.packages import check_trust, inside, missing_package
 from ...errors import SourceError, UntrustedFileError
+from ...shown import one_line
 from ...surgery.rewritten_class import Pending, restore
 from .stand_ins import NUMPY, SafeGlobal, Sealed, SealedFunction, numpy_globals, seal
 
@@ -129,7 +130,7 @@ def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -
             # is one that no file can spell.
             pairs.append((found, f"\n{index}"))
     if refused:
-        raise UntrustedFileError(_refusal(refused, path))
+        raise UntrustedFileError(*_refusal(refused, path))
     return pairs
 
 
@@ -280,15 +281,9 @@ def _moved(name: str, path: str) -> str:
     )
 
 
-def shown(text: str) -> str:
-    """Text from a file as a message can show it: not too long, and nothing that a terminal would act on."""
-    text = text if len(text) <= 300 else f"{text[:300]}..."
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def _refusal(refused: Mapping[str, str], path: str) -> str:
+def _refusal(refused: Mapping[str, str], path: str) -> list[str]:
     lines = [f"{path} needs code that upswap does not load from a file:"]
-    lines += [f"  {shown(name)}: {reason}" for name, reason in list(refused.items())[:20]]
+    lines += [f"  {one_line(name, 300)}: {reason}" for name, reason in list(refused.items())[:20]]
     if len(refused) > 20:
         lines.append(f"  and {len(refused) - 20} more")
     packages = sorted({name.partition(".")[0] for name in list(refused)[:20] if name.count(".")})
@@ -302,7 +297,7 @@ def _refusal(refused: Mapping[str, str], path: str) -> str:
             "Nothing was run. With the rest a file could do anything. If you know who made it and why it holds that, "
             "build the model in Python or from a spec instead, and load its weights"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _inside_known(package: str) -> bool:

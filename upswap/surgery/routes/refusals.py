@@ -9,14 +9,9 @@ from ...errors import PlanError, RewriteError
 
 def does_not_fit(what: str, causes: Mapping[str, str]) -> PlanError:
     """The error for sites that are not as a Plan knew them, with the cause of each."""
-    lines = [f"  {name}: {cause}" for name, cause in causes.items()]
     return PlanError(
-        "\n".join(
-            [
-                f"{what}. Install the version of their library that they were patched with, or patch the model anew:",
-                *lines,
-            ]
-        )
+        f"{what}. Install the version of their library that they were patched with, or patch the model anew:",
+        *(f"  {name}: {cause}" for name, cause in causes.items()),
     )
 
 
