@@ -19,7 +19,7 @@ from models import assert_same, patched, unet
 from upswap import PlanError, SourceError
 from upswap.files import open_source
 from upswap.files.formats import safetensors as portable
-from upswap.files.safety.memory_limit import allocating_at_most, check_numbers
+from upswap.files.safety.memory_limit import Budget
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_every_way_to_make_memory_counts() -> None:
     for name, way in ways.items():
         memory = Peak()
         says = r"f\.safetensors describes a model far larger"
-        with pytest.raises(SourceError, match=says), allocating_at_most(held, "f.safetensors"):
+        with pytest.raises(SourceError, match=says), Budget(held, "f.safetensors").building():
             way()
         assert memory.megabytes() < 400, name
 
@@ -158,14 +158,14 @@ def test_an_error_put_in_the_place_of_ours_is_ours_again() -> None:
             torch.zeros(2**40)
 
     for way in (wrapped, swallowed):
-        with pytest.raises(SourceError, match="far larger"), allocating_at_most({}, "f"):
+        with pytest.raises(SourceError, match="far larger"), Budget({}, "f").building():
             way()
-    with pytest.raises(RuntimeError, match="another"), allocating_at_most({}, "f"):
+    with pytest.raises(RuntimeError, match="another"), Budget({}, "f").building():
         raise RuntimeError("another")
 
 
 def test_what_takes_no_memory_is_not_counted() -> None:
-    with allocating_at_most({}, "f"):
+    with Budget({}, "f").building():
         with FakeTensorMode() as mode:
             fake = torch.zeros(2**40)
             (fake + 1).view(2, -1).clone()
@@ -178,7 +178,7 @@ def test_what_takes_no_memory_is_not_counted() -> None:
 
 def test_numbers_have_to_be_those_of_the_tensors() -> None:
     tensors = {"a": torch.zeros(10_000, 2), "empty": torch.zeros(10**9, 0)}
-    check_numbers({"classes": 10_000, "sizes": (512, [4096, -1, None, "text", True])}, tensors, "f")
+    Budget(tensors, "f").check_numbers({"classes": 10_000, "sizes": (512, [4096, -1, None, "text", True])})
     for number in (10_001, -(10**6), 1e9, float("nan"), float("inf"), 10**400):
         with pytest.raises(SourceError, match="f names an architecture with the number"):
-            check_numbers({"deep": [({"x": number},)]}, tensors, "f")
+            Budget(tensors, "f").check_numbers({"deep": [({"x": number},)]})
