@@ -55,7 +55,10 @@ def test_whatever_it_is_busy_with(file: Path) -> None:
 
     for busy in (_for_ever, _catching_everything, thrown_away):
         start = time.process_time()
-        with pytest.raises(SourceError, match=r"model\.pt is refused: it takes more than 1 s"), loading_within_bounds(file):
+        with (
+            pytest.raises(SourceError, match=r"model\.pt is refused: it takes more than 1 s"),
+            loading_within_bounds(file),
+        ):
             busy()
         assert time.process_time() - start < 10
 

@@ -86,14 +86,14 @@ class Budget:
                 raise MemoryError(f"running the model would take more than {meter.exceeded}")
 
     def check_numbers(self, values: Any, most: int = PLAIN_NUMBER) -> None:
-        """`SourceError` for a number above `most` among the options of a model that the file's tensors cannot explain.
+        """`SourceError` for a number above `most` in what describes a model that the file's tensors cannot explain.
 
         Not all that a number makes is tensors: libraries count layers in plain Python.
         """
         for leaf in pytree.tree_leaves(values):
             if isinstance(leaf, int | float) and not abs(leaf) <= max(most, self._largest):
                 raise SourceError(
-                    f"{self._path} names an architecture with the number {str(leaf)[:20]}, and its largest tensor has a "
+                    f"{self._path} describes a model with the number {str(leaf)[:20]}, and its largest tensor has a "
                     f"side of {self._largest}: these do not belong together. Where they do, build the model yourself and "
                     "pass it as model="
                 )
