@@ -19,6 +19,8 @@ import upswap
 from fuzz.guard import Peak
 from raw_pickle import Call, Global, New, Raw, pickled, records, write_pt
 from upswap import SourceError, UpswapWarning
+from upswap.files.safety.pickle_scan import instructions
+from work import calls_made
 
 
 def calls() -> dict[str, Any]:
@@ -300,3 +302,16 @@ def test_what_would_be_refused_for_its_cost_is_told_when_it_is_saved(tmp_path: P
     model.x = _LIST
     with pytest.warns(UpswapWarning, match=r"will refuse it.*going through"):
         upswap.save(model, tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("double", [lambda value: [value, None], lambda value: {"a": value}], ids=["lists", "dicts"])
+def test_looking_through_a_pickle_takes_work_by_its_length(double: Any) -> None:
+    def work(depth: int) -> int:
+        data = b"".join(
+            [b"\x80\x02", b"](" * depth, b"N" * depth, b"e" * depth, pickled(double(1))[2:-1] * depth, b"."]
+        )
+        return calls_made(lambda: instructions(data, ()))
+
+    some, twice = work(2_000), work(4_000)
+    assert some > 2_000
+    assert twice < 2.1 * some

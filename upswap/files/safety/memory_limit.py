@@ -25,10 +25,10 @@ from ...errors import SourceError
 # their first values, tables of positions) and 2.7 times its tensors. Files of half precision hold half the bytes.
 # The floors are for small models with large tables.
 _BYTES_EACH, _BYTES_FLOOR = 8, 256 * 2**20
-_TENSORS_EACH, _TENSORS_FLOOR = 10, 5_000
+_TENSORS_EACH, _TENSORS_FLOOR = 10, 2_000
 # Modules without tensors and operations on the meta device take no memory there, but time.
-_MODULES_EACH, _MODULES_FLOOR = 20, 5_000
-_OPERATIONS_EACH, _OPERATIONS_FLOOR = 100, 100_000
+_MODULES_EACH, _MODULES_FLOOR = 20, 2_000
+_OPERATIONS_EACH, _OPERATIONS_FLOOR = 100, 50_000
 # What one run of a model computes at small inputs is not bounded by its weights: attention at full resolution.
 _RUN_BYTES_FLOOR = 2**30
 
