@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .odd import NAMES, ODD, SPECS
+from .odd import COUNTS, NAMES, ODD, SPECS
 
 Mutation = Callable[[random.Random, bytes, bytes], bytes]
 
@@ -177,6 +177,37 @@ def _value(rng: random.Random, pickled: bytes) -> bytes:
     return pickled[:start] + new + pickled[end:]
 
 
+_PUT, _GET = b"r\x40\x42\x0f\x00", b"j\x40\x42\x0f\x00"  # a place of the memo that no file has
+
+
+def _shared(rng: random.Random, pickled: bytes) -> bytes:
+    """A value in the place of another, or beside one: containers that have the one below twice, and so on."""
+    bounds = _bounds(pickled)
+    if not bounds:
+        return pickled
+    value = rng.choice((b"N", b"K\x01", b"}", b"]"))
+    begin, between, end = rng.choice(
+        ((b"](", b"", b"e"), (b"}(K\x01", b"K\x02", b"u"), (b"", b"", b"\x86"), (b"(", b"", b"t"))
+    )
+    for _ in range(rng.choice((3, 12, 25, 60))):
+        value = begin + value + _PUT + between + _GET + end
+    kinds = ("NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "BININT1", "BINUNICODE")
+    _, start, stop = rng.choice([bound for bound in bounds if bound[0] in kinds] or bounds)
+    value = rng.choice((value, value, b"cbuiltins\nset\n](" + value + b"e\x85R", b"}" + value + b"Ns"))
+    return pickled[:start] + value + pickled[rng.choice((start, stop, stop)) :]
+
+
+def _count(rng: random.Random, pickled: bytes) -> bytes:
+    """A number replaced by one that nobody wants to count to."""
+    bounds = [bound for bound in _bounds(pickled) if bound[0] in ("BININT", "BININT1", "BININT2", "LONG1")]
+    if not bounds:
+        return pickled
+    _, start, end = rng.choice(bounds)
+    count = rng.choice(COUNTS)
+    new = b"J" + struct.pack("<i", count) if count < 2**31 else b"\x8a\x08" + struct.pack("<q", count)
+    return pickled[:start] + new + pickled[end:]
+
+
 def records_changed(rng: random.Random, data: bytes, other: bytes) -> bytes:
     """Records renamed, dropped, doubled, emptied, compressed, swapped."""
     records = unpacked(data)
@@ -255,6 +286,28 @@ def edited(rng: random.Random, value: Any) -> Any:
     return value
 
 
+def counted(rng: random.Random, value: Any) -> Any:
+    """A JSON value with numbers that nobody wants to count to, and with lists that are far longer."""
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        places = _places(value)
+        numbers = [path for path in places if type(_at(value, path)) in (int, float)]
+        lists = [path for path in places if isinstance(_at(value, path), list) and _at(value, path)]
+        if lists and (not numbers or rng.random() < 0.4):
+            items = _at(value, rng.choice(lists))
+            items *= rng.choice((10, 300, 4000 // len(items) + 1))
+            for index, item in enumerate(items):
+                if isinstance(item, dict) and "name" in item:  # sites have to have names of their own
+                    items[index] = {**item, "name": f"{item['name']}{index}"}
+        elif numbers:
+            path = rng.choice(numbers)
+            _at(value, path[:-1])[path[-1]] = rng.choice(COUNTS)
+    return value
+
+
+def json_counts(rng: random.Random, data: bytes, other: bytes) -> bytes:
+    return json.dumps(counted(rng, json.loads(data))).encode()
+
+
 def json_entries(rng: random.Random, data: bytes, other: bytes) -> bytes:
     return json.dumps(edited(rng, json.loads(data))).encode()
 
@@ -275,6 +328,14 @@ def description_entries(rng: random.Random, data: bytes, other: bytes) -> bytes:
     if "upswap" not in header.get("__metadata__", {}):
         return tensor_entries(rng, data, other)
     changed = edited(rng, json.loads(header["__metadata__"]["upswap"]))
+    return _joined({**header, "__metadata__": {"upswap": json.dumps(changed)}}, rest)
+
+
+def description_counts(rng: random.Random, data: bytes, other: bytes) -> bytes:
+    header, rest = _parts(data)
+    if "upswap" not in header.get("__metadata__", {}):
+        return tensor_entries(rng, data, other)
+    changed = counted(rng, json.loads(header["__metadata__"]["upswap"]))
     return _joined({**header, "__metadata__": {"upswap": json.dumps(changed)}}, rest)
 
 
@@ -354,13 +415,15 @@ BYTES: dict[str, Mutation] = {
 PT: dict[str, Mutation] = {
     "pickle: bits": _in_pickle(_bits), "pickle: global": _in_pickle(_global),
     "pickle: instruction": _in_pickle(_instruction), "pickle: removed": _in_pickle(_removed),
-    "pickle: moved": _in_pickle(_moved), "pickle: value": _in_pickle(_value), "zip records": records_changed,
+    "pickle: moved": _in_pickle(_moved), "pickle: value": _in_pickle(_value),
+    "pickle: shared": _in_pickle(_shared), "pickle: count": _in_pickle(_count), "zip records": records_changed,
 }  # fmt: skip
 SAFETENSORS: dict[str, Mutation] = {
-    "header: description": description_entries, "header: spec": description_spec, "header: text": description_text,
+    "header: description": description_entries, "header: counts": description_counts,
+    "header: spec": description_spec, "header: text": description_text,
     "header: tensors": tensor_entries, "header: length": header_length,
 }  # fmt: skip
-JSON: dict[str, Mutation] = {"json: entries": json_entries}
+JSON: dict[str, Mutation] = {"json: entries": json_entries, "json: counts": json_counts}
 
 
 def mutations_for(name: str) -> dict[str, Mutation]:

@@ -18,6 +18,9 @@ ODD: tuple[Any, ...] = (
     {"instance": ["transformers", "AutoModel", {}]}, {"tuple": []}, {"args": {"tuple": []}, "kwargs": {"dict": {}}},
 )  # fmt: skip
 
+#: What is small enough to be a size, and what is not.
+COUNTS = (100, 4096, 65_535, 99_999, 10**6, 10**7, 10**9, 2**31 - 1, 10**12, 10**18)
+
 SPECS = (
     "smp:unet?classes=100000000", "smp:unet?encoder_name=resnet18&decoder_channels=(65536,65536,65536,65536,65536)",
     "timm:resnet18?num_classes=1000000000", "timm:vit_tiny_patch16_224?depth=1000000000", "timm:hf-hub:evil/model",

@@ -254,6 +254,11 @@ BROKEN: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "a number for a bool": (("sites", 0, "swap"), 1, r"sites\[0\]\.swap is 1, where it has to be true or false"),
     "negative channels": (("sites", 0, "channels"), -4, r"channels is -4, where it has to be a positive number"),
     "a size no model has": (("sites", 0, "in_shape"), [1, 10**12, 4, 4], r"in_shape\[1\] is 1000000000000"),
+    "a run no loop has": (
+        ("sites", 0, "location", "occurrence"),
+        2**31 - 1,
+        r"occurrence is 2147483647, where it has to be",
+    ),
     "infinity": (("sites", 0, "scale"), [float("inf"), 2.0], r"scale\[0\] is inf"),
     "a ratio of none": (("sites", 0, "scale"), [0.0, 2.0], r"scale\[0\] is 0\.0, where it has to be a positive"),
     "three ratios": (("sites", 0, "scale"), [2.0, 2.0, 2.0], r"scale is .* where it has to be a list of 2"),

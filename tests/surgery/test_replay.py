@@ -32,8 +32,12 @@ from torch.utils.data import DataLoader
 
 import upswap
 from models import IMAGES, assert_same, patched, unet
+from tiny_host import image, tiny
 from upswap import PlanError
+from upswap.plan.plan import Plan
 from upswap.surgery import rewritten_class
+from upswap.surgery.replay import check_plan
+from work import calls_made
 
 VERSION_A = """
     import functools
@@ -697,3 +701,44 @@ def test_pickles_of_changed_classes_name_all_sites(package: Package, tmp_path: P
     with pytest.raises(PlanError) as caught, rewritten_class.all_misfits():
         pickle.loads(content)
     assert re.findall(r"^  (\S+): ", str(caught.value), re.MULTILINE) == ["0.block:1", "2.block:0"]
+
+
+def _many(sites: list[dict[str, Any]], what: str, count: int) -> list[dict[str, Any]]:
+    """More sites beside those of a plan: copies of the second, which takes the source route."""
+    made = []
+    for index in range(count):
+        one = copy.deepcopy(sites[1])
+        one["name"] = f"{one['name']}{index}"
+        if what == "kept":
+            one |= {"swap": False, "module": None, "route": None}
+        elif what == "of other calls":
+            one["location"]["steps"][-1]["expression"] = f"F.interpolate({index})"
+        elif what == "of other runs":
+            one["location"]["occurrence"] = 2 + index
+        elif what == "of other modules":
+            one["owner"] = f"branch{index}"
+        made.append(one)
+    return sites + made
+
+
+@pytest.mark.parametrize("what", ["kept", "of other calls", "of other runs", "of other modules"])
+def test_a_plan_of_many_sites_takes_work_by_their_number(what: str) -> None:
+    model = tiny()
+    plan = upswap.plan_of(upswap.patch(tiny(), image())).to_dict()
+
+    def work(count: int) -> int:
+        sites = _many(plan["sites"], what, count)
+        return calls_made(lambda: check_plan(model, Plan.from_dict({**plan, "sites": sites})))
+
+    work(1)  # what is done once
+    none, some, twice = work(0), work(200), work(400)
+    assert some > none + 200
+    assert twice - none < 2.2 * (some - none)
+
+
+def test_sites_that_do_not_fit_are_all_named_however_many() -> None:
+    plan = upswap.plan_of(upswap.patch(tiny(), image())).to_dict()
+    plan["sites"] = _many(plan["sites"], "of other calls", 300)
+    with pytest.raises(PlanError, match=r"no longer has the call") as caught:
+        check_plan(tiny(), Plan.from_dict(plan))
+    assert all(f"  {site['name']}: " in str(caught.value) for site in plan["sites"][-300:])

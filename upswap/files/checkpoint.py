@@ -7,6 +7,7 @@ the content when it is read and by the suffix when it is written: a name without
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from .formats import description, folder
 from .formats import pt as pickled
 from .formats import safetensors as portable
 from .provenance import spec_of
+from .safety.time_limit import loading_within_bounds
 from .state_dict import assign, is_state_dict
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -81,9 +83,16 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust: Iterable[st
     """
     path = Path(path)
     trust = (trust,) if isinstance(trust, str) else tuple(trust)
+    if not path.is_dir():
+        _check_readable(path)
+    # The user's own model and packages may take their time.
+    with loading_within_bounds(path) if model is None and not trust else contextlib.nullcontext():
+        return _load(path, model, trust)
+
+
+def _load(path: Path, model: nn.Module | None, trust: tuple[str, ...]) -> nn.Module:
     if path.is_dir():
         return folder.load(path, model, trust)
-    _check_readable(path)
     if portable.looks_like_one(path):
         return portable.load(path, model, trust)
     if model is not None:
@@ -107,7 +116,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         tensors, header = portable.read(path)
         tensors = description.all_names(tensors, header, path)
     else:
-        found = pickled.read(path, ())
+        with loading_within_bounds(path):
+            found = pickled.read(path, ())
         found = found.get("state_dict", found) if isinstance(found, Mapping) else found
         if not is_state_dict(found):
             raise SourceError(f"{path} holds no state dict, but a {type(found).__name__}")

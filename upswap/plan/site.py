@@ -47,6 +47,8 @@ ModulePath = Annotated[str, Rule("the path of a module", re.compile(r"([^.]+(\.[
 Name = Annotated[str, Rule("a name", bool)]
 Dtype = Annotated[str, Rule("the name of a torch.dtype", str.isidentifier)]
 Count = Annotated[int, Rule("zero or a positive number", lambda value: value >= 0)]
+#: The runs of a call in one forward are counted in a list.
+Run = Annotated[int, Rule("the number of a run below 10000", lambda value: 0 <= value < 10_000)]
 Positive = Annotated[int, Rule("a positive number", lambda value: value > 0)]
 Ratio = Annotated[float, Rule("a positive number", lambda value: value > 0)]
 
@@ -82,7 +84,7 @@ class Location:
     """
 
     steps: Annotated[tuple[Step, ...], Rule("a list of one step or more", len)]
-    occurrence: Count | None
+    occurrence: Run | None
     file: str
     line: Count
 

@@ -8,8 +8,9 @@ only a run shows it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..plan.site import Location, Site, Step
 from ..probe.callsites.location import locate
 from ..probe.inputs import describe
 from ..probe.inputs.inputs import Inputs
-from ..probe.observe import REAL_LIMIT, ModelFailed, Observation, observe
+from ..probe.observe import REAL_LIMIT, ModelFailed, observe
 from ..probe.recorder import Call
 from ..probe.survey import sizing
 from .apply import apply
@@ -35,9 +36,17 @@ from .trial import has_detours, unproved
 _COUNTABLE = 10_000
 
 
-def check_plan(model: nn.Module, plan: Plan) -> dict[str, Rewriting]:
+#: What something is done in, to bound it.
+Within = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+def check_plan(
+    model: nn.Module, plan: Plan, building: Within = contextlib.nullcontext, running: Within = contextlib.nullcontext
+) -> dict[str, Rewriting]:
     """The rewriting of each owner by its path, for a plan made before.
 
+    The owners are rewritten inside `building`. The model is run inside `running`, or, where that raises `MemoryError`,
+    without memory.
     Raises `PlanError` naming every site of `plan` that `model` does not have as the plan knew it.
     """
     if not plan.swapped:
@@ -53,23 +62,26 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, Rewriting]:
     rewritings: dict[str, Rewriting] = {}
     causes: dict[str, str] = {}
     paths = dict(model.named_modules())
-    for path, sites in by_owner(plan.sites).items():
-        if any(site.swap for site in sites):
-            try:
-                rewritings[path] = _replayed(paths.get(path), path, sites, plan)
-            except Misfit as misfit:
-                causes.update(misfit.causes)
+    with building():
+        for path, sites in by_owner(plan.sites).items():
+            if any(site.swap for site in sites):
+                try:
+                    rewritings[path] = _replayed(paths.get(path), path, sites, plan)
+                except Misfit as misfit:
+                    causes.update(misfit.causes)
     if not causes:
-        causes = _seen_to_differ(model, plan, rewritings)
+        causes = _seen_to_differ(model, plan, rewritings, running)
     if causes:
         raise does_not_fit("this plan does not fit the model", causes)
     return rewritings
 
 
-def apply_plan(model: nn.Module, plan: Plan) -> None:
-    """Carry out a plan made before, once it is seen to fit; raises as `check_plan`."""
+def apply_plan(model: nn.Module, plan: Plan, building: Within, running: Within) -> None:
+    """Carry out a plan made before, once it is seen to fit; `building`, `running` and what it raises are `check_plan`'s."""
     check_model(model)
-    apply(model, plan, check_plan(model, plan))
+    rewritings = check_plan(model, plan, building, running)
+    with building():
+        apply(model, plan, rewritings)
 
 
 def _replayed(owner: nn.Module | None, path: str, sites: Sequence[Site], plan: Plan) -> Rewriting:
@@ -87,10 +99,26 @@ def _replayed(owner: nn.Module | None, path: str, sites: Sequence[Site], plan: P
 # -- a run ----------------------------------------------------------------------------------------------------------------
 
 
-def _seen_to_differ(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> dict[str, str]:
+def _seen_to_differ(
+    model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting], running: Within
+) -> dict[str, str]:
     """The swapped sites that a run on the plan's own inputs shows to be others, and how; none where it cannot be run."""
-    seen = _run(model, plan.inputs)
-    if seen is None:
+    inputs = _inputs(model, plan.inputs)
+    if inputs is None:
+        return {}
+    with contextlib.suppress(MemoryError), running():
+        return _differences(model, plan, rewritings, inputs)
+    # Fake tensors take no memory, but a model that caches what it computes would be left with them.
+    with contextlib.suppress(MemoryError), running():
+        return _differences(copy.deepcopy(model).to("meta"), plan, rewritings, inputs.map(lambda t: t.to("meta")))
+    return {}
+
+
+def _differences(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting], inputs: Inputs) -> dict[str, str]:
+    """How the swapped sites differ in a run, which is one on fake tensors where the inputs have no memory."""
+    try:
+        seen = observe(model, inputs, fake=any(tensor.is_meta for tensor in inputs.tensors()))
+    except ModelFailed:
         return {}
     causes: dict[str, str] = {}
     owners = {path: sites for path, sites in by_owner(plan.sites).items() if any(site.swap for site in sites)}
@@ -109,8 +137,8 @@ def _detours_in_eval_mode(owners: Mapping[str, Sequence[Site]]) -> dict[str, lis
     return {path: sites for path, sites in reached.items() if any(site.swap for site in sites)}
 
 
-def _run(model: nn.Module, description: Mapping[str, Any]) -> Observation | None:
-    """One run on inputs as described; None where that is not possible. Small inputs may be run for real."""
+def _inputs(model: nn.Module, description: Mapping[str, Any]) -> Inputs | None:
+    """Inputs as described, on the model's device; None where they cannot be made, or are too large to be run with."""
     generator = torch.Generator().manual_seed(0)
 
     def value(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
@@ -127,13 +155,9 @@ def _run(model: nn.Module, description: Mapping[str, Any]) -> Observation | None
             return None
         if sum(tensor.numel() for tensor in shapes.tensors()) > REAL_LIMIT:
             return None
-        made = shapes.map(lambda tensor: value(list(tensor.shape), tensor.dtype).to(device))
+        return shapes.map(lambda tensor: value(list(tensor.shape), tensor.dtype).to(device))
     except (InputError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):  # described badly or not at all
         return None
-    # Never fake where the model is not: a model that caches what it computes would be left with fake tensors.
-    with contextlib.suppress(ModelFailed):
-        return observe(model, made, fake=device.type == "meta")
-    return None
 
 
 def _counts_far(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import upswap
@@ -19,7 +21,9 @@ from models import assert_same, patched, unet
 from upswap import PlanError, SourceError
 from upswap.files import open_source
 from upswap.files.formats import safetensors as portable
-from upswap.files.safety.memory_limit import allocating_at_most, check_numbers
+from upswap.files.formats.host_folder import _entries
+from upswap.files.safety import memory_limit
+from upswap.files.safety.memory_limit import Budget
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +70,9 @@ def _edited(file: Path, path: Path, **entries: Any) -> Path:
 
 
 def test_upsamplers_far_larger_than_the_weights(file: Path, tmp_path: Path) -> None:
-    _refused(_edited(file, tmp_path / "one.safetensors", channels=10**9), "channels")
+    _refused(_edited(file, tmp_path / "one.safetensors", channels=10**9), "number 1000000000")
     many = list(range(8, 20_008, 8))
-    _refused(_edited(file, tmp_path / "many.safetensors", other_channels=many), "far larger|channels")
+    _refused(_edited(file, tmp_path / "many.safetensors", other_channels=many), r"far larger|with the number 4104")
 
 
 def test_shared_tensors_count_once(tmp_path: Path) -> None:
@@ -141,7 +145,7 @@ def test_every_way_to_make_memory_counts() -> None:
     for name, way in ways.items():
         memory = Peak()
         says = r"f\.safetensors describes a model far larger"
-        with pytest.raises(SourceError, match=says), allocating_at_most(held, "f.safetensors"):
+        with pytest.raises(SourceError, match=says), Budget(held, "f.safetensors").building():
             way()
         assert memory.megabytes() < 400, name
 
@@ -158,14 +162,14 @@ def test_an_error_put_in_the_place_of_ours_is_ours_again() -> None:
             torch.zeros(2**40)
 
     for way in (wrapped, swallowed):
-        with pytest.raises(SourceError, match="far larger"), allocating_at_most({}, "f"):
+        with pytest.raises(SourceError, match="far larger"), Budget({}, "f").building():
             way()
-    with pytest.raises(RuntimeError, match="another"), allocating_at_most({}, "f"):
+    with pytest.raises(RuntimeError, match="another"), Budget({}, "f").building():
         raise RuntimeError("another")
 
 
 def test_what_takes_no_memory_is_not_counted() -> None:
-    with allocating_at_most({}, "f"):
+    with Budget({}, "f").building():
         with FakeTensorMode() as mode:
             fake = torch.zeros(2**40)
             (fake + 1).view(2, -1).clone()
@@ -178,7 +182,110 @@ def test_what_takes_no_memory_is_not_counted() -> None:
 
 def test_numbers_have_to_be_those_of_the_tensors() -> None:
     tensors = {"a": torch.zeros(10_000, 2), "empty": torch.zeros(10**9, 0)}
-    check_numbers({"classes": 10_000, "sizes": (512, [4096, -1, None, "text", True])}, tensors, "f")
+    Budget(tensors, "f").check_numbers({"classes": 10_000, "sizes": (512, [4096, -1, None, "text", True])})
     for number in (10_001, -(10**6), 1e9, float("nan"), float("inf"), 10**400):
-        with pytest.raises(SourceError, match="f names an architecture with the number"):
-            check_numbers({"deep": [({"x": number},)]}, tensors, "f")
+        with pytest.raises(SourceError, match="f describes a model with the number"):
+            Budget(tensors, "f").check_numbers({"deep": [({"x": number},)]})
+
+
+def test_an_expanded_or_meta_tensor_explains_nothing() -> None:
+    for tensor in (torch.zeros(1).expand(2**40), torch.zeros(2**40, device="meta")):
+        budget = Budget({"a": tensor}, "f")
+        with pytest.raises(SourceError, match="far larger"), budget.building():
+            torch.zeros(2**28)
+        with pytest.raises(SourceError, match="largest tensor has a side of 0"):
+            budget.check_numbers([2**30])
+    one = torch.zeros(2**20)
+    with pytest.raises(SourceError, match=r"4\.0 MiB"), Budget({str(n): one[n:] for n in range(100)}, "f").building():
+        torch.zeros(2**28)
+
+
+def test_what_takes_time_and_no_memory_is_counted_too() -> None:
+    def modules() -> None:
+        nn.Sequential(*(nn.Identity() for _ in range(100_000)))
+
+    def on_the_meta_device() -> None:
+        tensor = torch.zeros(1, device="meta")
+        for _ in range(1_000_000):
+            tensor = tensor + 1
+
+    for way, says in ((modules, "modules"), (on_the_meta_device, "operations")):
+        start = time.process_time()
+        with pytest.raises(SourceError, match=f"far larger.*{says}"), Budget({}, "f").building():
+            way()
+        assert time.process_time() - start < 20
+    nn.Sequential(*(nn.Identity() for _ in range(10_000)))  # not any more
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"depths": [99_999, 1, 1, 1]},
+        {"num_labels": 10**6, "id2label": None, "label2id": None},
+        {"num_labels": 10**6 - 1},
+        {"hidden_sizes": [10**9, 1, 1, 1]},
+    ],
+)
+def test_a_configuration_of_transformers_is_bounded_on_the_meta_device(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    config = {"architectures": ["SegformerForSemanticSegmentation"], "model_type": "segformer", **settings}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    portable.write({"weight": torch.zeros(64)}, {"format": "pt"}, tmp_path / "model.safetensors")
+    import transformers.models.segformer.modeling_segformer  # noqa: F401 - its import is not what is measured
+
+    memory, start = Peak(), time.process_time()
+    with pytest.raises(SourceError, match=r"far larger|with the number"):
+        open_source.open_source(f"hf:{tmp_path}")
+    assert memory.megabytes() < 600
+    assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("depth", [100, 400])
+def test_json_nested_with_many_entries_below_takes_time_by_its_length(depth: int) -> None:
+    """Entries were handed up through every level."""
+    entries = 40_000
+    value: Any = {str(index): index for index in range(entries)}
+    for _ in range(depth):
+        value = {"a": value}
+    start = time.process_time()
+    assert len(list(_entries(value))) == entries + depth
+    assert time.process_time() - start < 1
+
+
+OWN = """
+    import torch
+    from torch import nn
+
+    class Attention(nn.Module):
+        # of all pixels to all pixels, in four heads: 85 MB for 48x48, some times over
+        def __init__(self):
+            super().__init__()
+            self.head, self.up, self.tail = nn.Conv2d(3, 8, 1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 3)
+
+        def forward(self, x):
+            x = self.head(x)
+            flat = x.flatten(2).unflatten(1, (4, 2))
+            x = x + (flat @ torch.softmax(flat.transpose(2, 3) @ flat, 3)).flatten(1, 2).view_as(x)
+            return self.tail(self.up(x))
+"""
+
+
+@pytest.mark.parametrize("floor", [2**30, 2**20], ids=["run", "run without memory"])
+@pytest.mark.parametrize("given", [False, True], ids=["built", "given"])
+def test_a_model_whose_activations_are_larger_than_its_file(
+    floor: int, given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_attention.py").write_text(textwrap.dedent(OWN))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(memory_limit, "_RUN_BYTES_FLOOR", floor)
+    spec = "python:own_attention:Attention"
+    model = upswap.patch(open_source.open_source(spec).model.eval(), torch.zeros(1, 3, 48, 48))
+    path = upswap.save(model, tmp_path / "model.safetensors", source=spec)
+    new = open_source.open_source(spec).model.eval() if given else None
+    got = upswap.load(path, new) if given else upswap.load(path, trust="own_attention")
+    x = torch.rand(1, 3, 16, 16)
+    assert torch.equal(got(x), model(x))
+    changed = _edited(path, tmp_path / "changed.safetensors", scale=[3.0, 3.0])  # the run still shows what differs
+    with pytest.raises(PlanError, match=r"does not fit"):
+        upswap.load(changed, trust="own_attention")

@@ -18,7 +18,9 @@ from torch import nn
 import upswap
 from fuzz.guard import Peak
 from raw_pickle import Call, Global, New, Raw, pickled, records, write_pt
-from upswap import SourceError
+from upswap import SourceError, UpswapWarning
+from upswap.files.safety.pickle_scan import instructions
+from work import calls_made
 
 
 def calls() -> dict[str, Any]:
@@ -193,3 +195,123 @@ def test_pickles_of_another_protocol_say_so(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "model.pt", pickle_protocol=pickle.HIGHEST_PROTOCOL)
     with pytest.raises(SourceError, match="pickle form that is never loaded"):
         upswap.load(tmp_path / "model.pt")
+
+
+# -- shared values, and counts --------------------------------------------------------------------------------------------
+
+
+def _module(value: Any) -> Any:
+    """An `nn.Identity` whose attribute `x` is this."""
+    return New(Global("torch.nn.modules.linear", "Identity"), state={"x": value})
+
+
+def _doubled(value: Any, double: Any, depth: int = 60) -> Any:
+    """A container with `value` twice, one with that twice, and so on."""
+    for _ in range(depth):
+        value = double(value)
+    return value
+
+
+#: Pairs of pairs. Python would hash them to put them into a dict, and so they are written by hand.
+_PAIR = Raw(b"Nq\x7f" + b"h\x7f\x86q\x7f" * 60)
+_LIST = _doubled(None, lambda value: [value, value])
+
+
+def _shared() -> dict[str, Any]:
+    record = {"path": "", "sites": [], "forward": _LIST, "schema": 2}
+    return {
+        "lists": _module(_LIST),
+        "dicts": _module(_doubled(None, lambda value: {"a": value, "b": value})),
+        "pairs": _module(_PAIR),
+        "the key of a dict": _module(Raw(b"}" + _PAIR + b"Ns")),
+        "an item of a set": _module(Call(Global("builtins", "set"), [_PAIR])),
+        "the value of an enumeration": _module(Call(Global("torchvision.models.resnet", "ResNet18_Weights"), _PAIR)),
+        "an argument of a size": _module(Call(Global("torch", "Size"), _LIST)),
+        "modules": Raw(_sequentials(60)),
+        "the description of a rewritten module": Call(
+            Global("upswap.surgery", "restore"), Global("torch.nn.modules.linear", "Identity"), record, state={}
+        ),
+    }
+
+
+def _sequentials(depth: int) -> bytes:
+    """A Sequential with another one twice, and so on."""
+    begin = b"ctorch.nn.modules.container\nSequential\n)\x81}" + pickled("_modules")[2:-1] + b"}"
+    twice = pickled("a")[2:-1] + b"%s" + pickled("b")[2:-1] + b"h\x7f"
+    inner = begin + b"sb"
+    for _ in range(depth):
+        inner = begin + b"(" + twice.replace(b"%s", inner + b"q\x7f") + b"usb"
+    return b"\x80\x02" + inner + b"."
+
+
+@pytest.mark.parametrize("name", list(_shared()))
+def test_values_that_share_their_parts_are_not_walked_for_ever(name: str, tmp_path: Path) -> None:
+    """Of 60 levels, each with the one below twice: two to the sixtieth visits, in a file of some kilobytes."""
+    path = write_pt(tmp_path / "shared.pt", pickled(_shared()[name]))
+    start = time.process_time()
+    with pytest.raises(SourceError, match="going through"):
+        upswap.load(path)
+    assert time.process_time() - start < 5
+
+
+def test_values_that_contain_themselves(tmp_path: Path) -> None:
+    loop: list[Any] = []
+    loop += [loop, loop]
+    with pytest.raises(SourceError, match="inside itself"):
+        upswap.load(write_pt(tmp_path / "loop.pt", pickled(_module(loop))))
+    model = nn.Sequential(nn.Sequential())
+    model[0].add_module("above", model)
+    torch.save(model, tmp_path / "above.pt")
+    with pytest.raises(SourceError, match="inside itself"):
+        upswap.load(tmp_path / "above.pt")
+
+
+def test_keys_that_all_hash_to_one_number(tmp_path: Path) -> None:
+    for count, keys in ((20_000, "numbers"), (20_000, "pairs")):
+        modulus = sys.hash_info.modulus
+        made = {(-1, index) if keys == "pairs" else index * modulus: None for index in range(0, count, count // 2500)}
+        with pytest.raises(SourceError, match="keys that are neither text nor plain numbers"):
+            upswap.load(write_pt(tmp_path / "keys.pt", pickled(_module(made))))
+    model: Any = nn.Identity()
+    model.x = {index: str(index) for index in range(10_000)}
+    torch.save(model, tmp_path / "keys.pt")
+    got: Any = upswap.load(tmp_path / "keys.pt")
+    assert got.x == model.x
+
+
+def test_a_number_that_a_class_counts_to_while_it_is_restored(tmp_path: Path) -> None:
+    model = nn.LSTM(2, 2)
+    model.__dict__["_all_weights"] = [[None]]  # as torch wrote it once; then the names are made anew
+    for count, says in (
+        (10**12, "gives a torch.nn.modules.rnn.LSTM the number 1000000000000"),
+        (-(10**9), "number -1000"),
+    ):
+        model.num_layers = count
+        torch.save(model, tmp_path / "lstm.pt")
+        start = time.process_time()
+        with pytest.raises(SourceError, match=says):
+            upswap.load(tmp_path / "lstm.pt")
+        assert time.process_time() - start < 5
+    model.num_layers = 1
+    torch.save(model, tmp_path / "lstm.pt")
+    assert isinstance(upswap.load(tmp_path / "lstm.pt"), nn.LSTM)
+
+
+def test_what_would_be_refused_for_its_cost_is_told_when_it_is_saved(tmp_path: Path) -> None:
+    model = nn.Identity()
+    model.x = _LIST
+    with pytest.warns(UpswapWarning, match=r"will refuse it.*going through"):
+        upswap.save(model, tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("double", [lambda value: [value, None], lambda value: {"a": value}], ids=["lists", "dicts"])
+def test_looking_through_a_pickle_takes_work_by_its_length(double: Any) -> None:
+    def work(depth: int) -> int:
+        data = b"".join(
+            [b"\x80\x02", b"](" * depth, b"N" * depth, b"e" * depth, pickled(double(1))[2:-1] * depth, b"."]
+        )
+        return calls_made(lambda: instructions(data, ()))
+
+    some, twice = work(2_000), work(4_000)
+    assert some > 2_000
+    assert twice < 2.1 * some

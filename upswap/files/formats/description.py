@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ...shown import one_line
 from ...surgery.apply import is_patched, plan_of, undo
 from ...surgery.replay import apply_plan
 from ..safety import allowed_names as trusting
-from ..safety.memory_limit import allocating_at_most, check_numbers
+from ..safety.memory_limit import Budget
 from ..state_dict import assign
 
 HEADER_SCHEMA = 1
@@ -67,14 +68,21 @@ def restored(
             f"the model given for {path} is patched already; upswap.unpatch(model) first, or give a new one"
         )
     tensors = all_names(tensors, description, path)
+    budget = Budget(tensors, str(path))
     try:
         spec = parse(description["source"]) if model is None and isinstance(description.get("source"), str) else None
         if spec is not None:
-            check_numbers(spec.options, tensors, str(path))
-        with allocating_at_most(tensors, str(path)):
-            made = build().train(bool(description.get("training"))) if model is None else model
-            if description.get("plan") is not None:
-                apply_plan(made, _checked(description["plan"], made, path))
+            budget.check_numbers(spec.options)
+        if model is None:
+            with budget.building():
+                made = build().train(bool(description.get("training")))
+        else:
+            made = model
+        if description.get("plan") is not None:
+            plan = _checked(description["plan"], made, path)
+            budget.check_numbers([(site.channels, site.other_channels) for site in plan.swapped])
+            # The caller's own model may take what it takes.
+            apply_plan(made, plan, budget.building, budget.running if model is None else contextlib.nullcontext)
         assign(made, tensors, path, keep_dtype=True)
     except Exception as error:  # the entries of a damaged or made-up description reach all of the above
         if model is not None and is_patched(model):

@@ -23,7 +23,7 @@ from ...errors import PlanError, SaveError, SourceError
 from ...surgery.apply import installed
 from .. import atomic
 from ..provenance import same_modules
-from ..safety.memory_limit import check_numbers
+from ..safety.memory_limit import Budget
 from ..state_dict import separated
 from . import description as _description
 from . import host_folder as hub
@@ -116,7 +116,7 @@ def _build(
     spec = parse(source) if isinstance(source, str) else None
     if spec is None or spec.scheme == "hf":
         raise SourceError(f"{folder} does not say how its model is built; pass it: upswap.load({str(folder)!r}, model)")
-    check_numbers(spec.options, tensors, str(folder))
+    Budget(tensors, str(folder)).check_numbers(spec.options)
     return rebuild(str(source), str(folder), trust)
 
 

@@ -22,7 +22,8 @@ from ...architectures.libraries import DOWNLOADS, build, call
 from ...architectures.packages import first_line, import_for
 from ...architectures.spec import Spec
 from ...errors import SourceError, UntrustedFileError, UpswapWarning
-from ..safety.memory_limit import allocating_at_most, check_numbers
+from ..safety.memory_limit import Budget
+from ..safety.time_limit import loading_within_bounds
 from ..state_dict import assign, is_state_dict
 from . import description
 from . import pt as pickled
@@ -41,8 +42,8 @@ _OFFLINE = ("OfflineModeIsEnabled", "LocalEntryNotFoundError")
 
 _BUILD_IT = "build the model in Python and pass it: upswap.patch(model), or upswap.load(folder, model)"
 
-# No size of a model of images is larger. Settings of transformers are expanded in plain Python: a dict of all labels.
-_LARGEST_NUMBER = 10**6
+# No setting of a model of images is larger, unless a tensor is. transformers expands some in plain Python: a dict of labels.
+_LARGEST_NUMBER = 10**5
 
 
 def open_folder(folder: Path) -> nn.Module:
@@ -55,13 +56,16 @@ def open_folder(folder: Path) -> nn.Module:
         UntrustedFileError: its configuration asks for code or files from elsewhere.
     """
     config = _read_config(folder)
-    if _SMP_CLASS in config:
-        tensors = read_weights(folder)
-        with allocating_at_most(tensors, str(folder)):
-            model = _build_smp(folder, config, tensors)
-        assign(model, tensors, folder)
-        return model.eval()
-    return _open_transformers(folder, config)
+    with loading_within_bounds(folder):
+        return _open_smp(folder, config) if _SMP_CLASS in config else _open_transformers(folder, config)
+
+
+def _open_smp(folder: Path, config: dict[str, Any]) -> nn.Module:
+    tensors = read_weights(folder)
+    with Budget(tensors, str(folder)).building():
+        model = _build_smp(folder, config, tensors)
+    assign(model, tensors, folder)
+    return model.eval()
 
 
 def build_from_config(folder: Path, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -73,7 +77,7 @@ def build_from_config(folder: Path, tensors: Mapping[str, torch.Tensor]) -> nn.M
     if _SMP_CLASS in config:
         return _build_smp(folder, config, tensors)
     with _apart(folder):
-        spec, cls, settings = _transformers_class(folder, config)
+        spec, cls, settings = _transformers_class(folder, config, tensors)
         return call(spec, cls, settings)
 
 
@@ -188,15 +192,15 @@ def _build_smp(folder: Path, config: dict[str, Any], tensors: Mapping[str, torch
         # Options of a `tu-` encoder go on to timm, which takes paths and repositories.
         if (key in DOWNLOADS and value) or (isinstance(value, str) and re.search(r"[:/\\]", value)):
             raise _elsewhere(folder, key, value)
-    check_numbers(options, tensors, str(folder / CONFIG))
+    Budget(tensors, str(folder / CONFIG)).check_numbers(options)
     return build(spec)
 
 
 def _open_transformers(folder: Path, config: dict[str, Any]) -> nn.Module:
     tensors = read_weights(folder)
     found: dict[str, Any] = {}
-    with _apart(folder), allocating_at_most(tensors, str(folder)):
-        spec, cls, settings = _transformers_class(folder, config)
+    with _apart(folder), Budget(tensors, str(folder)).building():
+        spec, cls, settings = _transformers_class(folder, config, tensors)
 
         def make() -> Any:
             # With the tensors instead of the folder: in a folder transformers also looks for adapters, which lead to other
@@ -274,7 +278,9 @@ def _shards(index: Path) -> list[Path]:
     return [index.with_name(name) for name in files]
 
 
-def _transformers_class(folder: Path, config: dict[str, Any]) -> tuple[Spec, Any, Any]:
+def _transformers_class(
+    folder: Path, config: dict[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> tuple[Spec, Any, Any]:
     """How messages name the folder, the class it names, and its configuration as that class takes it."""
     spec = Spec("hf", str(folder), {})
     names = config.get("architectures")
@@ -286,6 +292,7 @@ def _transformers_class(folder: Path, config: dict[str, Any]) -> tuple[Spec, Any
             )
         raise SourceError(f"{folder / CONFIG} names no architecture of transformers or SMP")
     _check_config(folder, config)
+    Budget(tensors, str(folder / CONFIG)).check_numbers(config, _LARGEST_NUMBER)
     transformers = import_for("transformers", spec)
     try:
         found = getattr(transformers, names[0], None)
@@ -317,11 +324,6 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
             raise SourceError(
                 f"{folder} holds a quantised model, whose weights cannot be trained on; name the original"
             )
-    for number in pytree.tree_leaves(config):
-        if isinstance(number, int) and abs(number) > _LARGEST_NUMBER:
-            raise SourceError(
-                f"{folder / CONFIG} has a number that no model of images has, {str(number)[:20]}. {_BUILD_IT}"
-            )
 
 
 def _is_from_elsewhere(key: str, value: Any) -> bool:
@@ -342,9 +344,9 @@ def _elsewhere(folder: Path, key: str, value: Any) -> UntrustedFileError:
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
     """(key, value) of every dict inside `value`."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield str(key), item
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for item in items:
-        yield from _entries(item)
+    queue = [value]
+    while queue:
+        value = queue.pop()
+        if isinstance(value, dict):
+            yield from ((str(key), item) for key, item in value.items())
+        queue += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

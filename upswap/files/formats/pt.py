@@ -66,9 +66,9 @@ def warn_where_not_loadable(path: Path) -> None:
     try:
         pickled = screen.archive(path)
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        trusting.safe_globals(names, str(path))
-        screen.instructions(pickled, names)
-    except UntrustedFileError as error:
+        pairs = trusting.safe_globals(names, str(path))
+        screen.instructions(pickled, names, trusting.restoring(pairs))
+    except SourceError as error:
         first, *more = error.args
         told = UpswapWarning(f"the file is written, and upswap.load will refuse it without trust: {first}", *more)
         warnings.warn(told, stacklevel=3)
@@ -83,10 +83,11 @@ def read(path: Path, trust: tuple[str, ...]) -> Any:
         raise SourceError(_not_a_checkpoint(path, error)) from error
     pairs = trusting.safe_globals(names, str(path), trust)
     try:
-        screen.instructions(pickled, names)
+        screen.instructions(pickled, names, trusting.restoring(pairs))
         with torch.serialization.safe_globals(pairs), rewritten_class.all_misfits():
             found = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(found, nn.Module):
+            screen.check_tree(found, len(pickled))
             unseal(found)
             if rewrite.is_patched(found):
                 rewrite.plan_of(found)  # of a schema that this version reads

@@ -134,6 +134,21 @@ def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -
     return pairs
 
 
+def restoring(pairs: Iterable[SafeGlobal]) -> set[str]:
+    """The names in `safe_globals` whose classes run code of their own on the state that a file gives their instances."""
+    found = dict(pair[::-1] for pair in pairs if isinstance(pair, tuple))
+    return {
+        name
+        for name, made in found.items()
+        if made is _restore_rewritten
+        or (isinstance(made, Sealed) and _setstate(made.original) not in (None, torch.nn.Module.__setstate__))
+    }
+
+
+def _setstate(cls: type) -> Any:
+    return getattr(cls, "__setstate__", None)
+
+
 class _Refused(Exception):
     """A name is not admitted; the text is the reason."""
 

@@ -58,18 +58,22 @@ def replay_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewri
         raise
     except RewriteError as error:
         causes: dict[str, str] = {}
-        for site in swapped:
+        for site in swapped[:_MOST_CAUSES]:
             try:
                 source_methods(owner, [site])
             except RewriteError as alone:
                 causes[site.name] = str(alone)
-        raise Misfit(causes or dict.fromkeys((site.name for site in swapped), str(error))) from error
+        unknown = swapped[_MOST_CAUSES:] if causes else swapped
+        raise Misfit(causes | dict.fromkeys((site.name for site in unknown), str(error))) from error
     except UpswapError:
         raise
     except _DAMAGE as error:
         cause = f"its description in the plan is damaged ({type(error).__name__}: {error})"
         raise Misfit(dict.fromkeys((site.name for site in swapped), cause)) from error
 
+
+# How many sites of an owner are looked at each by itself; a module of a model has a few.
+_MOST_CAUSES = 100
 
 # What making values from a damaged description raises.
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)

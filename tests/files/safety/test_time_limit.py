@@ -1,0 +1,116 @@
+"""A load that is busy far too long is ended, whatever it is busy with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import upswap
+from upswap import SourceError
+from upswap.files.formats import host_folder
+from upswap.files.formats import safetensors as portable
+from upswap.files.safety import time_limit
+from upswap.files.safety.time_limit import loading_within_bounds
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, value in {"_SECONDS": 1.0, "_SLOW": 0.2, "_AGAIN": 0.3, "_EVERY": 0.02}.items():
+        monkeypatch.setattr(time_limit, name, value)
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"x")
+    return path
+
+
+def _for_ever() -> None:
+    while True:
+        pass
+
+
+def _catching_everything() -> None:
+    while True:
+        with contextlib.suppress(Exception):
+            _for_ever()
+
+
+class _Dying:
+    def __del__(self) -> None:
+        end = time.process_time() + 1.3
+        while time.process_time() < end:
+            pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_whatever_it_is_busy_with(file: Path) -> None:
+    def thrown_away() -> None:
+        one: Any = _Dying()
+        del one  # an error in there is lost
+        _for_ever()
+
+    for busy in (_for_ever, _catching_everything, thrown_away):
+        start = time.process_time()
+        with (
+            pytest.raises(SourceError, match=r"model\.pt is refused: it takes more than 1 s"),
+            loading_within_bounds(file),
+        ):
+            busy()
+        assert time.process_time() - start < 10
+
+
+def test_plain_objects_are_memory_too(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_limit, "_BYTES", 100 * 2**20)
+    monkeypatch.setattr(time_limit, "_SECONDS", 60.0)
+    with pytest.raises(SourceError, match="GiB of memory"), loading_within_bounds(file):
+        [[number] for number in range(10**9)]
+
+
+def test_nothing_comes_afterwards_and_other_errors_pass(file: Path) -> None:
+    for _ in range(20):
+        with loading_within_bounds(file):
+            pass
+    with pytest.raises(KeyError), loading_within_bounds(file):
+        raise KeyError("x")
+    end = time.process_time() + 1.5
+    while time.process_time() < end:
+        pass
+
+
+def test_a_larger_file_may_take_longer(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_limit, "_SECONDS_EACH_MEBIBYTE", 10.0 * 2**20)
+    with loading_within_bounds(file):
+        end = time.process_time() + 2
+        while time.process_time() < end:
+            pass
+
+
+def test_a_table_made_by_four_loops(file: Path) -> None:
+    """LeViT has one of all pairs of pixels, made in plain Python."""
+    settings = {"architectures": ["LevitForImageClassification"], "model_type": "levit", "image_size": 4096}
+    (file.parent / host_folder.CONFIG).write_text(json.dumps(settings))
+    portable.write({"weight": torch.zeros(64)}, {"format": "pt"}, file.parent / host_folder.WEIGHTS)
+    with pytest.raises(SourceError, match="to load, far more than a file of its size"):
+        host_folder.open_folder(file.parent)
+
+
+def test_a_model_of_the_users_own_may_take_its_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded: list[Path] = []
+
+    @contextlib.contextmanager
+    def spied(path: Path) -> Any:
+        bounded.append(path)
+        yield
+
+    monkeypatch.setattr("upswap.files.checkpoint.loading_within_bounds", spied)
+    model = torch.nn.Conv2d(1, 1, 1)
+    path = upswap.save(model, file.parent / "model.safetensors")
+    upswap.load(path, torch.nn.Conv2d(1, 1, 1))
+    assert not bounded
+    with pytest.raises(SourceError):
+        upswap.load(path)
+    assert bounded == [path]
