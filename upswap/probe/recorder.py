@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint
@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
-from .callsites.stack import Place, trail
+from .callsites.class_code import is_resize_layer
+from .callsites.stack import Place, Trail, trail
 from .dataflow import Flow, Node
 from .inputs import describe
 from .inputs.inputs import Inputs
@@ -27,16 +28,24 @@ from .kinds import kind_of
 _SIGNATURE = inspect.signature(F.interpolate)
 
 
+class Caller(NamedTuple):
+    """Who calls a resize layer: the path of the module whose code does, and where."""
+
+    owner: str
+    place: Place
+
+
 @dataclasses.dataclass
 class Call:
     """One resize call as it was seen to run.
 
     `without_gradients` says that the model had turned them off, `pooled` that its source's grid was made by an adaptive
-    pooling.
+    pooling. `caller` is who calls the owner, where that is a resize layer and its caller is known.
     """
 
     owner: str
     place: Place
+    caller: Caller | None
     arguments: dict[str, Any]
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
@@ -100,6 +109,24 @@ class _Recorder(TorchFunctionMode):
     def _call(self, frame: FrameType, arguments: dict[str, Any], result: torch.Tensor) -> Call:
         source = arguments.pop("input")
         way = trail(frame, self._knows, self.boundary)
+        owner, place = self._placed(way)
+        caller = None
+        if is_resize_layer(way.owner):
+            outer = trail(frame, self._knows, self.boundary, through_layers=True)
+            caller = None if outer.owner is None else Caller(*self._placed(outer))
+        return Call(
+            owner,
+            place,
+            caller,
+            arguments,
+            tuple(source.shape),
+            tuple(result.shape),
+            source.dtype,
+            (not torch.is_grad_enabled() or torch.is_inference_mode_enabled()) and not _is_checkpointed(frame),
+        )
+
+    def _placed(self, way: Trail) -> tuple[str, Place]:
+        """The path of the owner of a way, and the place with the run of it that this is."""
         owner = way.owner or self.stack[-1].module
         entry = next((e for e in reversed(self.stack) if e.module is owner), self.stack[-1])
         # Kept until the owner's forward ends, so that no other frame gets the same id.
@@ -112,15 +139,7 @@ class _Recorder(TorchFunctionMode):
             known = described(Inputs(entry.args, entry.kwargs)) if entry.module is owner else None
             # The list of children goes on being filled while the owner's forward runs.
             self.forwards[path] = known and {"arguments": known, "children": entry.children}
-        return Call(
-            path,
-            place,
-            arguments,
-            tuple(source.shape),
-            tuple(result.shape),
-            source.dtype,
-            (not torch.is_grad_enabled() or torch.is_inference_mode_enabled()) and not _is_checkpointed(frame),
-        )
+        return path, place
 
     def _knows(self, module: nn.Module) -> bool:
         return id(module) in self.names

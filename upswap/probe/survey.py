@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..errors import InputError, RewriteError
 from ..plan.site import Location, Site
-from .callsites.class_code import training_matters
+from .callsites.class_code import is_resize_layer, runs_its_children, training_matters
 from .callsites.location import locate
 from .callsites.stack import Hop, Place
 from .callsites.syntax import asks_for_shapes
@@ -18,7 +18,7 @@ from .inputs.infer import candidates
 from .inputs.inputs import Inputs, as_inputs
 from .inputs.variations import enlarged, training_inputs
 from .observe import ModelFailed, Observation, first_that_runs, observe
-from .recorder import Call
+from .recorder import Call, Caller
 
 _UPSAMPLE_MODULES = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 #: Layers that make a map larger with weights of their own; a model without resize calls has these.
@@ -47,8 +47,10 @@ class Survey:
         return self.runs[0].forwards
 
 
-def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
+def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False) -> Survey:
     """Find every resize call of `model`, which is left untouched.
+
+    A resize layer that is called from several places has a site at each of them; with `share`, it is one site.
 
     Without `example_inputs`, images of growing size are tried until the model runs. A second run at another size tells
     ratios the architecture fixes from ones that follow the input; a model that takes one size only has no second run. A
@@ -62,8 +64,61 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
     # Wider only, which costs less and shows as much; larger both ways for a model that takes square images only.
     second = _second(model, first, height=False) or _second(model, first, height=True)
     trained, hint = _trained(model, first) if training_matters(model, first.called) else (None, None)
+    if not share:
+        apart = _told_apart(model, first, second, trained)
+        first = called_from(first, apart)
+        second, trained = second and called_from(second, apart), trained and called_from(trained, apart)
     sites, unlocated = _sites(model, first, second, trained)
     return Survey(sites, unlocated, (first, second) if second else (first,), trained, [hint] if hint else [])
+
+
+def called_from(run: Observation, layers: Set[str]) -> Observation:
+    """The run with the calls that the resize layers at these paths make as those of the code that calls the layers."""
+    calls = [
+        dataclasses.replace(call, owner=call.caller.owner, place=call.caller.place)
+        if call.owner in layers and call.caller is not None
+        else call
+        for call in run.calls
+    ]
+    return dataclasses.replace(run, calls=calls)
+
+
+def _told_apart(
+    model: nn.Module, first: Observation, second: Observation | None, trained: Observation | None
+) -> set[str]:
+    """The paths of the resize layers whose calls stand at several places that can each be rewritten.
+
+    Such a layer has no weights: nothing but how it was written asks for one upsampler at all of its calls.
+    """
+    callers: dict[str, set[Caller | None]] = {}
+    for call in (call for run in (first, second, trained) if run is not None for call in run.calls):
+        if is_resize_layer(model.get_submodule(call.owner)):
+            callers.setdefault(call.owner, set()).add(call.caller)
+    moved = [called_from(run, callers.keys()).calls if run is not None else [] for run in (first, second)]
+    varying = _varying(*moved)
+    found: set[str] = set()
+    for path, places in callers.items():
+        if not all(caller is not None and _can_be_rewritten(model, caller) for caller in places):
+            continue
+        distinct = {
+            (c.owner, c.place.hops, None if (c.owner, c.place.hops) in varying else c.place.occurrence)
+            for c in places
+            if c is not None
+        }
+        if len(distinct) > 1:
+            found.add(path)
+    return found
+
+
+def _can_be_rewritten(model: nn.Module, caller: Caller) -> bool:
+    owner = model.get_submodule(caller.owner)
+    if "forward" in owner.__dict__ or runs_its_children(owner):
+        return False
+    try:
+        locate(caller.place)
+    except RewriteError:
+        return False
+    return True
 
 
 def learned_upsampling(model: nn.Module) -> list[str]:

@@ -24,7 +24,7 @@ from ..probe.inputs import describe
 from ..probe.inputs.inputs import Inputs
 from ..probe.observe import REAL_LIMIT, ModelFailed, Observation, observe
 from ..probe.recorder import Call
-from ..probe.survey import sizing
+from ..probe.survey import called_from, sizing
 from .apply import apply
 from .planning import check_model, class_name
 from .routes.choose import Rewriting, replay_owner
@@ -92,6 +92,8 @@ def _seen_to_differ(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewri
     seen = _run(model, plan.inputs)
     if seen is None:
         return {}
+    # Of a resize layer that is no owner in the plan, the code that calls it is.
+    seen = called_from(seen, {call.owner for call in seen.calls} - {site.owner for site in plan.sites})
     causes: dict[str, str] = {}
     owners = {path: sites for path, sites in by_owner(plan.sites).items() if any(site.swap for site in sites)}
     for path, sites in owners.items():

@@ -1,7 +1,9 @@
 """What the code of a model's classes says about the modules in it: who runs whatever is put into it, who asks for a
-layer's class."""
+layer's class, which layers only resize."""
 
 from __future__ import annotations
+
+from typing import TypeGuard
 
 from torch import nn
 
@@ -9,6 +11,11 @@ from .functions import names_by_function
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _CHILDREN = {"children", "named_children", "_modules"}
+
+
+def is_resize_layer(module: object) -> TypeGuard[nn.Upsample]:
+    """Whether a module is one whose forward is a resize call and nothing else: `nn.Upsample` and its subclasses."""
+    return isinstance(module, nn.Upsample) and type(module).forward is nn.Upsample.forward
 
 
 def runs_its_children(module: nn.Module) -> bool:
