@@ -6,6 +6,7 @@ import functools
 from collections import OrderedDict
 
 import torch
+import torchvision.transforms.functional
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -67,6 +68,44 @@ class HelperInLoop(Base):
     def forward(self, image):
         high, low = self.both(image)
         return self.last(sum(like(x, high) for x in (high, low, self.low(low))))
+
+
+def counted(x):
+    counted.calls = getattr(counted, "calls", 0) + 1
+    return F.interpolate(x, scale_factor=2)
+
+
+class HelperThatNamesItself(Base):
+    """A function that mentions its own name, and a method that mentions its class."""
+
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + counted(low) + self.doubled(low))
+
+    def doubled(self, x):
+        return HelperThatNamesItself.plain(F.interpolate(x, scale_factor=2))
+
+    @staticmethod
+    def plain(x):
+        return x
+
+
+class FromTorchvision(Base):
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + torchvision.transforms.functional.resize(low, list(high.shape[-2:]), antialias=False))
+
+
+def enlarged(x, times):
+    return enlarged(F.interpolate(x, scale_factor=2), times - 1) if times else x
+
+
+class CallsItself(Base):
+    """A function that calls itself, which is one line for all of its runs."""
+
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + enlarged(low, 1) + enlarged(self.low(low), 2))
 
 
 class HelperOfHelper(Base):

@@ -36,7 +36,8 @@ class Observation:
 
     `forwards` has for an owner's path `{"arguments": ..., "children": [{"path": ..., "output": ...}]}`, or None where that
     cannot be described: what its FX trace needs to know of the modules around it. `called` has the paths of the modules that
-    ran, `outputs` the tensors the model returned, which nothing else holds.
+    ran, `outputs` the tensors the model returned, which nothing else holds. `unseen` has the path of each module that
+    resizes in another way than by `F.interpolate`, and the way.
     """
 
     inputs: Inputs
@@ -46,6 +47,7 @@ class Observation:
     forwards: dict[str, Any]
     called: set[str]
     outputs: list[torch.Tensor]
+    unseen: list[tuple[str, str]]
 
 
 class ModelFailed(UpswapError):
@@ -61,14 +63,23 @@ def observe(model: nn.Module, inputs: Inputs, *, fake: bool = False, training: b
     recorder = _Recorder(model, inputs)
     with _running(model, inputs, fake, training) as own:
         recorder.flow.add_source(own.tensors(), "input")
-        with _module_calls(recorder), recorder:
+        with _module_calls(recorder), recorder.kernels(), recorder:
             try:
                 result = model(*own.args, **own.kwargs)
             except Exception as error:
                 raise ModelFailed(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
         recorder.flow.add_outputs(result)
         outputs = [tensor.detach().clone() for tensor in tensors_in(result)]  # one may be a buffer of the model
-    return Observation(inputs, fake, training, recorder.classified(), recorder.forwards, recorder.called, outputs)
+    return Observation(
+        inputs,
+        fake,
+        training,
+        recorder.classified(),
+        recorder.forwards,
+        recorder.called,
+        outputs,
+        list(recorder.unseen),
+    )
 
 
 def run_again(model: nn.Module, seen: Observation) -> list[torch.Tensor]:

@@ -21,6 +21,7 @@ from ..errors import InputError
 from .callsites.class_code import is_resize_layer
 from .callsites.stack import Place, Trail, trail
 from .dataflow import Flow, Node
+from .handmade import ResizeKernels, enlarges_by_repeating
 from .inputs import describe
 from .inputs.inputs import Inputs
 from .kinds import kind_of
@@ -75,7 +76,8 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.flow = Flow()
-        self.flow.add_source((*model.parameters(), *model.buffers()), "parameter")
+        self.flow.add_source(model.parameters(), "parameter")
+        self.flow.add_source(model.buffers(), "buffer")
         self.names = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self.stack: list[Entry] = [Entry(model, "", inputs.args, inputs.kwargs)]
         self.forwards: dict[str, Any] = {}
@@ -84,6 +86,9 @@ class _Recorder(TorchFunctionMode):
         self.gradients = False
         #: The code that stands around every module's forward while the recorder watches.
         self.boundary: CodeType = nn.Module.__call__.__code__
+        #: The modules that resize in another way than by `F.interpolate`, and how, in order.
+        self.unseen: dict[tuple[str, str], None] = {}
+        self._resizing = False
         self._seen: list[tuple[Call, Node]] = []
 
     def __torch_function__(
@@ -98,8 +103,14 @@ class _Recorder(TorchFunctionMode):
             return result
         # Kept before the call: an in-place function changes them.
         bound = _SIGNATURE.bind(*args, **kwargs) if func is F.interpolate else None
-        result = func(*args, **kwargs)
+        self._resizing = bound is not None
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self._resizing = False
         node = self.flow.add_call(name, args, kwargs, result)
+        if node is not None and enlarges_by_repeating(node):
+            self._heard("expand and reshape" if name != "repeat_interleave" else name)
         # An upsampler's own resizing of its offsets is no call of the model.
         if bound is not None and node is not None and not getattr(self.stack[-1].module, "is_upsampler", False):
             bound.apply_defaults()
@@ -141,12 +152,20 @@ class _Recorder(TorchFunctionMode):
             self.forwards[path] = known and {"arguments": known, "children": entry.children}
         return path, place
 
+    def kernels(self) -> ResizeKernels:
+        """A mode that tells the recorder of the resize kernels that it does not see called."""
+        return ResizeKernels(lambda name: None if self._resizing else self._heard(name))
+
+    def _heard(self, how: str) -> None:
+        if not any(getattr(entry.module, "is_upsampler", False) for entry in self.stack):
+            self.unseen[self.stack[-1].path, how] = None
+
     def _knows(self, module: nn.Module) -> bool:
         return id(module) in self.names
 
     def classified(self) -> list[Call]:
         """The calls with their kinds, once the run is over and everything downstream of them is known."""
-        outputs = set(map(id, self.flow.outputs))
+        outputs = self.flow.outputs
         for call, node in self._seen:
             call.pooled = bool(node.inputs) and node.inputs[0].is_pooled()
         # A model that runs all of itself without gradients is made for inference, and that says nothing of a single call.
@@ -158,7 +177,7 @@ class _Recorder(TorchFunctionMode):
                 call.out_shape,
                 call.arguments["mode"],
                 antialias=call.arguments["antialias"],
-                is_output=id(node) in outputs,
+                outputs=outputs,
                 without_gradients=call.without_gradients and not always,
             )
         return [call for call, _ in self._seen]

@@ -69,7 +69,8 @@ def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False)
         first = called_from(first, apart)
         second, trained = second and called_from(second, apart), trained and called_from(trained, apart)
     sites, unlocated = _sites(model, first, second, trained)
-    return Survey(sites, unlocated, (first, second) if second else (first,), trained, [hint] if hint else [])
+    hints = list(filter(None, (hint, _hint_of_unseen(first, trained))))
+    return Survey(sites, unlocated, (first, second) if second else (first,), trained, hints)
 
 
 def called_from(run: Observation, layers: Set[str]) -> Observation:
@@ -119,6 +120,20 @@ def _can_be_rewritten(model: nn.Module, caller: Caller) -> bool:
     except RewriteError:
         return False
     return True
+
+
+def _hint_of_unseen(*runs: Observation | None) -> str | None:
+    """What is to be said of the resizes that no `F.interpolate` makes."""
+    ways: dict[str, list[str]] = {}
+    for path, way in dict.fromkeys(found for run in runs if run is not None for found in run.unseen):
+        ways.setdefault(way, []).append(path or "the model itself")
+    if not ways:
+        return None
+    shown = "; ".join(
+        f"{way} in {', '.join(paths[:4])}" + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
+        for way, paths in ways.items()
+    )
+    return f"it also resizes in ways that upswap does not replace, write F.interpolate there to have it done: {shown}"
 
 
 def learned_upsampling(model: nn.Module) -> list[str]:

@@ -22,6 +22,9 @@ MODELS: dict[type[nn.Module], dict[str, str]] = {
     d.Helper: {"root": SOURCE},
     d.HelperTwice: {"root:0": SOURCE, "root:1": SOURCE},
     d.HelperInLoop: {"root": SOURCE},  # which of the runs resizes follows the shapes
+    d.HelperThatNamesItself: {"root:0": SOURCE, "root:1": SOURCE},
+    d.FromTorchvision: {"root": SOURCE},
+    d.CallsItself: {"root:0": SOURCE, "root:1": SOURCE, "root:2": SOURCE},
     d.HelperOfHelper: {"root:0": SOURCE, "root:1": SOURCE},
     d.LoopInHelper: {"root:0": SOURCE, "root:1": SOURCE},
     d.Choice: {"root": SOURCE},
