@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import upswap
+from upswap.errors import InputError
 from upswap.probe.inputs.infer import candidates
 from upswap.probe.observe import first_that_runs, needs_fake, observe
 from upswap.probe.survey import survey
@@ -124,7 +126,7 @@ def test_kind(name: str) -> None:
 @pytest.mark.parametrize("fake", [False, True])
 def test_a_real_and_a_fake_run_see_the_same(fake: bool) -> None:
     model = Net(BODIES["feature"][1])
-    inputs = next(candidates(model))
+    inputs = next(candidates(model)).inputs
     (call,) = observe(model, inputs, fake=fake).calls
     assert (call.owner, call.kind, call.in_shape, call.out_shape) == ("", "feature", (1, 4, 64, 64), (1, 4, 128, 128))
     assert call.dtype == torch.float32
@@ -133,7 +135,7 @@ def test_a_real_and_a_fake_run_see_the_same(fake: bool) -> None:
 
 def test_large_inputs_and_missing_weights_are_probed_without_computing() -> None:
     model = Net(BODIES["feature"][1])
-    assert not needs_fake(model, next(candidates(model)))
+    assert not needs_fake(model, next(candidates(model)).inputs)
     large = torch.zeros(8, 3, 4096, 4096, device="meta")
     plan = upswap.inspect(model.to("meta"), large)
     assert plan.sites[0].in_shape == (8, 4, 4096, 4096)
@@ -217,3 +219,59 @@ def test_smallest_size_that_the_model_takes() -> None:
 
     model = Deep()
     assert first_that_runs(model, candidates(model)).inputs.args[0].shape == (1, 3, 128, 128)
+
+
+class Picky(nn.Module):
+    """Fails as the test has it, and counts its runs."""
+
+    def __init__(self, fail: Any) -> None:
+        super().__init__()
+        self.conv, self.fail, self.runs = nn.Conv2d(3, 3, 1), fail, [0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs[0] += 1
+        self.fail(self, x)
+        return self.conv(double(self.conv(x)))
+
+
+def test_guessing_stops_where_the_size_is_not_what_is_wrong() -> None:
+    wrong = nn.Conv2d(7, 3, 1)
+    for fail in (lambda model, x: x.pop(), lambda model, x: wrong(x), lambda model, x: {}["key"]):
+        model = Picky(fail)
+        with pytest.raises(InputError, match="ran on none"):
+            first_that_runs(model, candidates(model))
+        assert model.runs == [2]
+
+
+@pytest.mark.parametrize("kind", [ValueError, AssertionError])
+def test_a_model_that_refuses_small_images_is_given_larger_ones(kind: type[Exception]) -> None:
+    def fail(model: Picky, x: torch.Tensor) -> None:
+        if x.shape[-1] < 384:
+            raise kind("too small")
+
+    model = Picky(fail)
+    assert first_that_runs(model, candidates(model)).inputs.args[0].shape == (1, 3, 384, 384)
+
+
+def test_a_size_that_the_model_names_is_tried_all_the_same() -> None:
+    def fail(model: Picky, x: torch.Tensor) -> None:
+        if x.shape[-1] != 250:
+            raise RuntimeError(f"got {x.shape[-1]}")
+
+    model = Picky(fail)
+    model.image_size = 250
+    assert first_that_runs(model, candidates(model)).inputs.args[0].shape == (1, 3, 250, 250)
+
+
+def test_a_stem_that_is_given_coordinates_too() -> None:
+    class Stem(nn.Module):
+        def __init__(self, more: int) -> None:
+            super().__init__()
+            self.more, self.conv = more, nn.Conv2d(3 + more, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(double(torch.cat([x, x[:, : self.more] * 0], 1)))
+
+    for more in (2, 3):
+        model = Stem(more)
+        assert first_that_runs(model, candidates(model)).inputs.args[0].shape == (1, 3, 64, 64)

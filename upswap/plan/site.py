@@ -103,7 +103,8 @@ class Site:
     same call has; each gets an upsampler. `calls` is how often it ran. `module` is the path of the upsampler: a child of
     the owner, or of the nearest module above that does not run its children one after the other. `config` has the options
     asked for at this site, `settings` those the upsampler was made with, which fit it. `reason` says why the site is
-    swapped or kept, `notes` what else there is to say. `seen_in` is "train" where only a run in train mode made the call.
+    swapped or kept, `notes` what else there is to say. `seen_in` is "train" where only a run in train mode
+    made the call, "nowhere" where none did, and the site is that of a module like this one that ran.
     """
 
     name: Name
@@ -132,7 +133,7 @@ class Site:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    seen_in: Annotated[str, _schema.one_of("eval", "train")] = "eval"
+    seen_in: Annotated[str, _schema.one_of("eval", "train", "nowhere")] = "eval"
 
     @property
     def why(self) -> str:

@@ -43,7 +43,7 @@ _REDUCTIONS = frozenset({
 })  # fmt: skip
 _WINDOWED = frozenset({"avg_pool2d", "max_pool2d", "lp_pool2d"})
 #: Functions that read the values of a tensor and give no tensor.
-_READERS = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "equal", "allclose", "numpy"})
+READERS = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "equal", "allclose", "numpy"})
 _WRITERS = frozenset({
     "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__", "__ixor__",
 })  # fmt: skip
@@ -143,7 +143,7 @@ class Flow:
         """Record that `name(*args, **kwargs)` gave `result`."""
         outputs = tensors_in(result)
         in_place = _writes(name)
-        if not outputs and not in_place and name not in _READERS:
+        if not outputs and not in_place and name not in READERS:
             return None  # a question about a tensor's shape or type
         inputs = [] if name in _SHAPED_LIKE else [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
         shape = tuple(outputs[0].shape) if outputs else ()

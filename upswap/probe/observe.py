@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import InputError, UpswapError
 from .dataflow import tensors_in
+from .inputs.infer import Candidate
 from .inputs.inputs import Inputs
 from .preserve import leaving_no_trace
 from .recorder import Call, _module_calls, _Recorder
@@ -37,7 +40,8 @@ class Observation:
     `forwards` has for an owner's path `{"arguments": ..., "children": [{"path": ..., "output": ...}]}`, or None where that
     cannot be described: what its FX trace needs to know of the modules around it. `called` has the paths of the modules that
     ran, `outputs` the tensors the model returned, which nothing else holds. `unseen` has the path of each module that
-    resizes in another way than by `F.interpolate`, and the way.
+    resizes in another way than by `F.interpolate`, and the way. `reads_values` says that the model's code looked at the values of
+    what it computed, by which it may have chosen its way.
     """
 
     inputs: Inputs
@@ -48,6 +52,7 @@ class Observation:
     called: set[str]
     outputs: list[torch.Tensor]
     unseen: list[tuple[str, str]]
+    reads_values: bool
 
 
 class ModelFailed(UpswapError):
@@ -79,6 +84,7 @@ def observe(model: nn.Module, inputs: Inputs, *, fake: bool = False, training: b
         recorder.called,
         outputs,
         list(recorder.unseen),
+        recorder.reads_values,
     )
 
 
@@ -127,11 +133,19 @@ def _quiet(logger: str) -> Iterator[None]:
         log.disabled = before
 
 
-def first_that_runs(model: nn.Module, tries: Iterator[Inputs]) -> Observation:
-    """The observation of the first inputs the model runs on; `InputError` with every failure where there is none."""
+def first_that_runs(model: nn.Module, tries: Iterable[Candidate]) -> Observation:
+    """The observation of the first inputs the model runs on; `InputError` with every failure where there is none.
+
+    What fails in the same words at two sizes, the sizes themselves left aside, does not fail for its size: then only sizes that
+    the model names are tried. Code that refuses a size itself may say the same of each.
+    """
     failures: list[str] = []
     last: BaseException | None = None
-    for inputs in tries:
+    errors: Counter[tuple[int, str]] = Counter()
+    hopeless: set[int] = set()
+    for inputs, choice, declared in tries:
+        if choice in hopeless and not declared:
+            continue
         # A model that looks at values fails on fake ones, large inputs or not.
         for fake in (True, False) if needs_fake(model, inputs) else (False,):
             try:
@@ -142,11 +156,21 @@ def first_that_runs(model: nn.Module, tries: Iterator[Inputs]) -> Observation:
                 shapes = ", ".join("x".join(map(str, t.shape)) for t in inputs.tensors())
                 failures.append(f"  {shapes}: {error}")
                 last = error.__cause__
+                said = (choice, _without_sizes(str(error), inputs))
+                errors[said] += 1
+                if errors[said] > 1 and not isinstance(last, ValueError | AssertionError):
+                    hopeless.add(choice)
                 break
     raise InputError(
         f"{type(model).__name__} ran on none of the inputs tried; pass example_inputs (or --input-size) that it takes:\n"
         + "\n".join(failures)
     ) from last
+
+
+def _without_sizes(text: str, inputs: Inputs) -> str:
+    """A message with the sides of the images it was said of left out."""
+    sides = {str(side) for tensor in inputs.tensors() for side in tensor.shape[-2:]}
+    return re.sub(r"\d+", lambda number: "" if number[0] in sides else number[0], text)
 
 
 def needs_fake(model: nn.Module, inputs: Inputs) -> bool:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import InputError
 from .callsites.class_code import is_resize_layer
 from .callsites.stack import Place, Trail, trail
-from .dataflow import Flow, Node
+from .dataflow import READERS, Flow, Node
 from .handmade import ResizeKernels, enlarges_by_repeating
 from .inputs import describe
 from .inputs.inputs import Inputs
@@ -41,7 +41,8 @@ class Call:
     """One resize call as it was seen to run.
 
     `without_gradients` says that the model had turned them off, `pooled` that its source's grid was made by an adaptive
-    pooling. `caller` is who calls the owner, where that is a resize layer and its caller is known.
+    pooling. `caller` is who calls the owner, where that is a resize layer and its caller is known. `twin` is empty, or the
+    owner that made the call in the place of this one, which did not run and is like it.
     """
 
     owner: str
@@ -55,6 +56,12 @@ class Call:
     kind: str = ""
     reason: str = ""
     pooled: bool = False
+    twin: str = ""
+
+    @property
+    def mode_is_nearest(self) -> bool:
+        """Whether it copies values, and mixes none."""
+        return str(self.arguments["mode"]).startswith("nearest")
 
 
 @dataclasses.dataclass
@@ -88,6 +95,8 @@ class _Recorder(TorchFunctionMode):
         self.boundary: CodeType = nn.Module.__call__.__code__
         #: The modules that resize in another way than by `F.interpolate`, and how, in order.
         self.unseen: dict[tuple[str, str], None] = {}
+        #: Whether the model's code looked at the values of what it computed, and may have chosen its way by them.
+        self.reads_values = False
         self._resizing = False
         self._seen: list[tuple[Call, Node]] = []
 
@@ -109,6 +118,7 @@ class _Recorder(TorchFunctionMode):
         finally:
             self._resizing = False
         node = self.flow.add_call(name, args, kwargs, result)
+        self.reads_values |= node is not None and node.from_input and name in READERS
         if node is not None and enlarges_by_repeating(node):
             self._heard("expand and reshape" if name != "repeat_interleave" else name)
         # An upsampler's own resizing of its offsets is no call of the model.

@@ -10,11 +10,12 @@ from torch import nn
 
 from ..errors import InputError, RewriteError
 from ..plan.site import Location, Site
+from .branches import unreached, with_modules_alike
 from .callsites.class_code import is_resize_layer, runs_its_children, training_matters
 from .callsites.location import locate
 from .callsites.stack import Hop, Place
 from .callsites.syntax import asks_for_shapes
-from .inputs.infer import candidates
+from .inputs.infer import Candidate, candidates
 from .inputs.inputs import Inputs, as_inputs
 from .inputs.variations import enlarged, training_inputs
 from .observe import ModelFailed, Observation, first_that_runs, observe
@@ -60,16 +61,18 @@ def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False)
     if example_inputs is None:
         first = first_that_runs(model, candidates(model))
     else:
-        first = first_that_runs(model, iter([as_inputs(example_inputs)]))
+        first = first_that_runs(model, [Candidate(as_inputs(example_inputs))])
     # Wider only, which costs less and shows as much; larger both ways for a model that takes square images only.
     second = _second(model, first, height=False) or _second(model, first, height=True)
     trained, hint = _trained(model, first) if training_matters(model, first.called) else (None, None)
+    first = with_modules_alike(model, first)
+    second, trained = second and with_modules_alike(model, second), trained and with_modules_alike(model, trained)
     if not share:
         apart = _told_apart(model, first, second, trained)
         first = called_from(first, apart)
         second, trained = second and called_from(second, apart), trained and called_from(trained, apart)
     sites, unlocated = _sites(model, first, second, trained)
-    hints = list(filter(None, (hint, _hint_of_unseen(first, trained))))
+    hints = list(filter(None, (hint, _hint_of_unseen(first, trained), unreached(model, first))))
     return Survey(sites, unlocated, (first, second) if second else (first,), trained, hints)
 
 
@@ -302,12 +305,30 @@ def _site(place: _Place, seen: _Sightings) -> Site:
         in_shape=shown.in_shape,
         out_shape=shown.out_shape,
         dtype=str(call.dtype).removeprefix("torch."),
-        calls=len(seen.in_one_mode),
+        calls=0 if call.twin else len(seen.in_one_mode),
         location=place.location,
         reason=reason,
-        notes=("in train mode only",) if seen.only_trained else (),
-        seen_in="train" if seen.only_trained else "eval",
+        notes=_notes(seen),
+        seen_in="nowhere" if call.twin else "train" if seen.only_trained else "eval",
     )
+
+
+def _notes(seen: _Sightings) -> tuple[str, ...]:
+    """What follows from how the calls at one place were seen."""
+    call, again = seen.calls[0], seen.again
+    notes: list[str] = []
+    if call.twin:
+        notes.append(f"not run on the example, where the values choose: as {call.twin}, which is like it")
+    if seen.only_trained:
+        notes.append("in train mode only")
+    ratios = list(dict.fromkeys(f"x{min(_ratio(other)):.3g}" for other in seen.in_one_mode))
+    if len(ratios) > 1:
+        notes.append(f"one upsampler for several ratios: {', '.join(ratios)}")
+    height, width = call.in_shape[-2:]
+    grows = again is not None and again.in_shape[-2:] != call.in_shape[-2:]
+    if call.mode_is_nearest and min(height, width) <= 2 and not grows:
+        notes.append(f"its map is {height}x{width}, at whose border nearest has no gradient for the offsets")
+    return tuple(notes)
 
 
 def _kind(call: Call, again: Call | None) -> tuple[str, str, Call]:

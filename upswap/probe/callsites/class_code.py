@@ -38,6 +38,15 @@ def asks_for_layers(model: nn.Module) -> bool:
 _RESIZES = ("interp", "upsampl", "resize", "upscale", "rescale")
 
 
+def names_a_resize(cls: type) -> bool:
+    """Whether the code of a class mentions a function or layer that resizes, by the names such have."""
+    return _names_a_resize(set().union(*names_by_function(cls)))
+
+
+def _names_a_resize(names: set[str]) -> bool:
+    return any(part in name.lower() for name in names for part in _RESIZES)
+
+
 def training_matters(model: nn.Module, called: set[str]) -> bool:
     """Whether some module's own code reads `training`, and names a resize or has parts that can resize and did not run in
     eval mode.
@@ -56,7 +65,7 @@ def training_matters(model: nn.Module, called: set[str]) -> bool:
             continue
         if cls not in names:
             names[cls] = set().union(*names_by_function(cls))
-        resizes = any(part in name.lower() for name in names[cls] for part in _RESIZES)
+        resizes = _names_a_resize(names[cls])
         if "training" in names[cls]:
             if resizes:
                 return True
