@@ -281,3 +281,41 @@ def test_a_stem_that_is_given_coordinates_too() -> None:
     for more in (2, 3):
         model = Stem(more)
         assert first_that_runs(model, candidates(model)).inputs.args[0].shape == (1, 3, 64, 64)
+
+
+class Looks(nn.Module):
+    """Adds what its forward makes on the CPU, and looks at a value if the test wants it to."""
+
+    def __init__(self, looks: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.looks = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1), looks
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(image)) + torch.zeros(1, device="cpu")
+        if self.looks and x.max().item() > 1e6:
+            return x
+        return self.last(double(x))
+
+
+def test_a_model_on_the_meta_device_whose_forward_makes_tensors_on_the_cpu() -> None:
+    with torch.device("meta"):
+        model = Looks(looks=False)
+    patched = upswap.patch(model)
+    assert patched is model
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    assert [site.kind for site in upswap.plan_of(model).swapped] == ["feature"]
+    weights = upswap.patch(Looks(looks=False))
+    model.to_empty(device="cpu").load_state_dict(weights.state_dict())
+    image = torch.randn(1, 3, 16, 16)
+    assert torch.equal(model(image), weights(image))
+
+
+def test_a_model_on_the_meta_device_that_looks_at_values_is_told_the_way_out() -> None:
+    with torch.device("meta"):
+        model = Looks(looks=True)
+    with pytest.raises(InputError, match="looks at values") as caught:
+        upswap.patch(model)
+    assert "upswap.patch(model, plan=upswap.inspect(copy_with_weights))" in str(caught.value)
+    copy_with_weights = Looks(looks=True)
+    assert len(upswap.upsamplers(upswap.patch(model, plan=upswap.inspect(copy_with_weights)))) == 1

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ..errors import InputError, UpswapError
 from .dataflow import tensors_in
@@ -65,8 +65,8 @@ def observe(model: nn.Module, inputs: Inputs, *, fake: bool = False, training: b
     With `fake`, nothing is computed and no memory is used, but a model that looks at values cannot be run. Raises
     `ModelFailed`, from the model's own error.
     """
-    recorder = _Recorder(model, inputs)
     with _running(model, inputs, fake, training) as own:
+        recorder = _Recorder(model, inputs)
         recorder.flow.add_source(own.tensors(), "input")
         with _module_calls(recorder), recorder.kernels(), recorder:
             try:
@@ -112,9 +112,21 @@ def _running(model: nn.Module, inputs: Inputs, fake: bool, training: bool) -> It
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(_quiet("torch._subclasses.fake_tensor"))
-            yield inputs.copied().map(mode.from_tensor)
+            _materialise(model)
+            yield inputs.copied().map(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else mode.from_tensor(t))
         else:
             yield inputs.copied()
+
+
+def _materialise(model: nn.Module) -> None:
+    """Give a model that waits for its weights fake ones on the CPU, where what its code makes of its own is."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -143,6 +155,7 @@ def first_that_runs(model: nn.Module, tries: Iterable[Candidate]) -> Observation
     last: BaseException | None = None
     errors: Counter[tuple[int, str]] = Counter()
     hopeless: set[int] = set()
+    looks = False
     for inputs, choice, declared in tries:
         if choice in hopeless and not declared:
             continue
@@ -156,14 +169,20 @@ def first_that_runs(model: nn.Module, tries: Iterable[Candidate]) -> Observation
                 shapes = ", ".join("x".join(map(str, t.shape)) for t in inputs.tensors())
                 failures.append(f"  {shapes}: {error}")
                 last = error.__cause__
+                looks |= isinstance(last, DataDependentOutputException)
                 said = (choice, _without_sizes(str(error), inputs))
                 errors[said] += 1
                 if errors[said] > 1 and not isinstance(last, ValueError | AssertionError):
                     hopeless.add(choice)
                 break
+    advice = "pass example_inputs (or --input-size) that it takes"
+    if looks:
+        advice = (
+            "it looks at values, which there are none of on the meta device. Plan on a copy with weights, and carry the plan "
+            "out here: upswap.patch(model, plan=upswap.inspect(copy_with_weights))"
+        )
     raise InputError(
-        f"{type(model).__name__} ran on none of the inputs tried; pass example_inputs (or --input-size) that it takes:\n"
-        + "\n".join(failures)
+        f"{type(model).__name__} ran on none of the inputs tried; {advice}:\n" + "\n".join(failures)
     ) from last
 
 
