@@ -10,7 +10,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from ...errors import UpswapWarning
@@ -157,7 +157,8 @@ def through(
     names the site.
     """
     unlike = None
-    if input.dim() != 4 or input.shape[1] not in target.channels:
+    traced: Any = input  # an FX trace has no shapes to look at
+    if not isinstance(traced, fx.Proxy) and (input.dim() != 4 or input.shape[1] not in target.channels):
         takes = " or ".join(map(str, target.channels))
         unlike = f"its upsampler takes (N, {takes}, H, W), this call has {tuple(input.shape)}"
     elif mode != target.mode or bool(align_corners) != target.align_corners or antialias:
