@@ -27,7 +27,7 @@ def child_of(site: Site) -> str:
 #: What a resize call is for; FACTS on how each is recognised are in `kinds.py`.
 KINDS: dict[str, str] = {
     "feature": "a learned feature map, made larger",
-    "logits": "reaches the output with no convolution, linear or norm after it",
+    "logits": "reaches the output with no convolution, linear or norm after it, or is an output that later layers also read",
     "image": "comes from the input with no learned operation between",
     "parameter": "nothing of the model's input flows into it",
     "context": "a 1x1 or fixed pooled grid: the ratio follows the input size",
