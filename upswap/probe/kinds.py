@@ -77,9 +77,23 @@ def _is_prediction(node: Node, outputs: Sequence[Node]) -> str | None:
     if any(sibling.name == "interpolate" and _is_returned(sibling, outputs) for sibling in siblings):
         return "its source reaches an output as it is, resized"
     channels = {output.shape[1] for output in outputs if len(output.shape) == 4}
-    if len(node.shape) == 4 and node.shape[1] in channels and node.shape[1] <= _FEW:
+    if len(node.shape) == 4 and node.shape[1] in channels and node.shape[1] <= _FEW and _is_narrowed(node):
         return f"it has the {node.shape[1]} channel(s) of an output, an estimate that is refined"
     return None
+
+
+def _is_narrowed(node: Node) -> bool:
+    """Whether the layer that made a map took more channels than it gave, as one that estimates does."""
+    queue = list(node.inputs)
+    for source in queue:
+        if source.mixes():
+            if any(
+                len(taken.shape) == 4 and taken.from_input and taken.shape[1] > node.shape[1] for taken in source.inputs
+            ):
+                return True
+        else:
+            queue += [other for other in source.inputs if not any(known is other for known in queue)]
+    return False
 
 
 def _is_returned(node: Node, outputs: Sequence[Node]) -> bool:
