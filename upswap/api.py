@@ -43,6 +43,7 @@ def patch(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     plan: Plan | None = None,
     strict: bool = False,
+    share_layers: bool = False,
     inplace: bool = True,
     **options: Any,
 ) -> M:
@@ -64,6 +65,7 @@ def patch(
             exact name goes before a pattern; one that matches no site is an error.
         plan: a Plan made before, carried out as it is; the options above are then not read.
         strict: raise where the default is to fall back and say so in the plan.
+        share_layers: one upsampler for an `nn.Upsample` that is called at several places; each place gets its own otherwise.
         inplace: whether to change `model` or a deep copy of it.
         options: the options of the upsampler; those of dysample are listed below.
 
@@ -93,6 +95,7 @@ def patch(
             exclude=exclude,
             overrides=overrides,
             strict=strict,
+            share_layers=share_layers,
             **options,
         )
         return cast(M, Operation(model, example_inputs, asked).apply(inplace=inplace))

@@ -16,12 +16,12 @@ SIGMOIDS = ["sigmoid", "sigmoid_", "hardsigmoid"]
 PRODUCTS = ["mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"]
 
 
-def image():
-    return Node("input", [], "input")
+def image(channels=3):
+    return Node("input", [], "input", shape=(1, channels, *SMALL[2:]))
 
 
-def weight():
-    return Node("parameter", [], "parameter")
+def weight(shape=(8, 8, 3, 3), source="parameter"):
+    return Node(source, [], source, shape=shape)
 
 
 def conv(*inputs):
@@ -33,16 +33,14 @@ def resize(source=None):
     return Node("interpolate", [source if source is not None else conv(image())])
 
 
-def kind(
-    node, in_shape=SMALL, out_shape=LARGE, mode="bilinear", antialias=False, is_output=False, without_gradients=False
-):
+def kind(node, in_shape=SMALL, out_shape=LARGE, mode="bilinear", antialias=False, outputs=(), without_gradients=False):
     return kind_of(
         node,
         in_shape,
         out_shape,
         mode,
         antialias=antialias,
-        is_output=is_output,
+        outputs=outputs,
         without_gradients=without_gradients,
     )
 
@@ -136,7 +134,9 @@ def test_image_comes_before_unused_results() -> None:
 
 def test_unused_results() -> None:
     assert kind(resize()) == ("other", "its result is not used")
-    assert kind(resize(), is_output=True) == LOGITS
+    node = resize()
+    assert kind(node, outputs=[node]) == LOGITS
+    assert kind(node, outputs=[resize()]) == ("other", "its result is not used")
 
 
 def test_logits_before_gates() -> None:
@@ -151,7 +151,97 @@ def test_logits_before_gates() -> None:
 def test_no_logits_with_something_learned_anywhere_after(name) -> None:
     node = resize()
     Node(name, [Node("relu", [node])])
-    assert kind(node, is_output=True) == FEATURE
+    assert kind(node) == FEATURE
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_learned_gain_for_each_channel_is_a_norm(name) -> None:
+    for shape in ((8,), (8, 1, 1), (1, 8, 1, 1)):
+        node = resize()
+        Node("add", [Node(name, [weight(shape), node]), weight(shape)])
+        assert kind(node) == FEATURE
+
+
+def test_what_is_no_learned_gain() -> None:
+    for factor in (weight((1,)), weight(()), weight((8, 4, 6)), weight((1, 3, 1, 1), "buffer"), conv(image())):
+        node = resize()
+        Node("mul", [node, factor])
+        assert kind(node) == LOGITS
+    node = resize()
+    Node("add", [node, weight((8,))])
+    assert kind(node) == LOGITS
+
+
+RETURNED = ("logits", "reaches an output as it is")
+
+
+@pytest.mark.parametrize("names", [(), ("sigmoid",), ("squeeze", "clamp", "softmax"), ("mul",)])
+def test_side_outputs_that_a_convolution_fuses_are_logits(names) -> None:
+    node = resize()
+    conv(Node("cat", [node, conv(image())]))
+    output = node
+    for name in names:
+        output = Node(name, [output])
+    assert kind(node, outputs=[output]) == RETURNED
+    assert kind(node, outputs=[conv(image())]) == FEATURE
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [
+        lambda node: Node("add", [node, conv(image())]),  # another map
+        lambda node: Node("mul", [node, weight((1,))]),
+        lambda node: Node("conv2d", [node]),
+        lambda node: Node("mean", [node], reduces=True),
+        lambda node: Node("argmax", [node]),
+    ],
+)
+def test_an_output_that_more_than_the_map_goes_into_says_nothing_of_it(joined) -> None:
+    node = resize()
+    conv(node)
+    assert kind(node, outputs=[joined(node)]) == FEATURE
+
+
+def test_a_map_whose_source_is_returned_at_another_size_is_an_estimate() -> None:
+    source = conv(image())
+    node, returned = resize(source), resize(source)
+    conv(Node("add", [node, conv(image())]))
+    assert kind(node, outputs=[returned]) == ("logits", "its source reaches an output as it is, resized")
+    assert kind(node, outputs=[source]) == FEATURE  # the levels of a pyramid are returned like this
+
+
+def test_as_many_channels_as_the_output_has() -> None:
+    for channels, reason in ((1, "1 channel(s)"), (4, "4 channel(s)")):
+        wide = conv(image())
+        wide.shape = (1, channels + 1, 4, 6)
+        node = resize(Node("add", [conv(wide), conv(wide)]))
+        node.shape = (1, channels, 8, 12)
+        output = conv(node)
+        output.shape = (1, channels, 16, 24)
+        assert kind(node, outputs=[output]) == (
+            "logits",
+            f"it has the {reason} of an output, an estimate that is refined",
+        )
+        output.shape = (1, channels + 1, 16, 24)
+        assert kind(node, outputs=[output]) == FEATURE
+        output.shape = (1, channels)
+        assert kind(node, outputs=[output]) == FEATURE
+    node = resize(conv(wide))
+    output = conv(node)
+    node.shape = output.shape = (1, 5, 8, 12)  # features may have as many
+    wide.shape = (1, 6, 4, 6)
+    assert kind(node, outputs=[output]) == FEATURE
+    node = resize(conv(image(3)))
+    output = conv(node)
+    node.shape = output.shape = (1, 3, 8, 12)  # and what no layer made narrower is no estimate
+    assert kind(node, outputs=[output]) == FEATURE
+
+
+def test_a_decoders_input_is_a_map_and_no_image() -> None:
+    for channels, expected in ((3, IMAGE), (32, IMAGE), (33, FEATURE), (3072, FEATURE)):
+        node = resize(image(channels))
+        conv(node)
+        assert kind(node) == expected
 
 
 @pytest.mark.parametrize("name", SIGMOIDS)

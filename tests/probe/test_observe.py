@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import upswap
+from upswap.errors import InputError
 from upswap.probe.inputs.infer import candidates
 from upswap.probe.observe import first_that_runs, needs_fake, observe
 from upswap.probe.survey import survey
@@ -124,7 +126,7 @@ def test_kind(name: str) -> None:
 @pytest.mark.parametrize("fake", [False, True])
 def test_a_real_and_a_fake_run_see_the_same(fake: bool) -> None:
     model = Net(BODIES["feature"][1])
-    inputs = next(candidates(model))
+    inputs = next(candidates(model)).inputs
     (call,) = observe(model, inputs, fake=fake).calls
     assert (call.owner, call.kind, call.in_shape, call.out_shape) == ("", "feature", (1, 4, 64, 64), (1, 4, 128, 128))
     assert call.dtype == torch.float32
@@ -133,7 +135,7 @@ def test_a_real_and_a_fake_run_see_the_same(fake: bool) -> None:
 
 def test_large_inputs_and_missing_weights_are_probed_without_computing() -> None:
     model = Net(BODIES["feature"][1])
-    assert not needs_fake(model, next(candidates(model)))
+    assert not needs_fake(model, next(candidates(model)).inputs)
     large = torch.zeros(8, 3, 4096, 4096, device="meta")
     plan = upswap.inspect(model.to("meta"), large)
     assert plan.sites[0].in_shape == (8, 4, 4096, 4096)
@@ -217,3 +219,103 @@ def test_smallest_size_that_the_model_takes() -> None:
 
     model = Deep()
     assert first_that_runs(model, candidates(model)).inputs.args[0].shape == (1, 3, 128, 128)
+
+
+class Picky(nn.Module):
+    """Fails as the test has it."""
+
+    def __init__(self, fail: Any) -> None:
+        super().__init__()
+        self.conv, self.fail = nn.Conv2d(3, 3, 1), fail
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.fail(x)
+        return self.conv(double(self.conv(x)))
+
+
+def test_guessing_stops_where_the_size_is_not_what_is_wrong() -> None:
+    wrong = nn.Conv2d(7, 3, 1)
+    for wrong_thing in (lambda x: x.pop(), wrong, lambda x: {}["key"]):
+        seen: list[torch.Size] = []
+
+        def fail(x: torch.Tensor, what: Any = wrong_thing, seen: list[torch.Size] = seen) -> None:
+            seen.append(x.shape)
+            what(x)
+
+        model = Picky(fail)
+        with pytest.raises(InputError, match="ran on none"):
+            first_that_runs(model, candidates(model))
+        # Of each guess at the channels.
+        assert seen == [(1, 3, 64, 64), (1, 3, 32, 32), (1, 1, 64, 64), (1, 1, 32, 32)]
+
+
+@pytest.mark.parametrize("kind", [ValueError, AssertionError])
+def test_a_model_that_refuses_small_images_is_given_larger_ones(kind: type[Exception]) -> None:
+    def fail(x: torch.Tensor) -> None:
+        if x.shape[-1] < 384:
+            raise kind("too small")
+
+    model = Picky(fail)
+    assert first_that_runs(model, candidates(model)).inputs.args[0].shape == (1, 3, 384, 384)
+
+
+def test_a_size_that_the_model_names_is_tried_all_the_same() -> None:
+    def fail(x: torch.Tensor) -> None:
+        if x.shape[-1] != 250:
+            raise RuntimeError(f"got {x.shape[-1]}")
+
+    model = Picky(fail)
+    model.image_size = 250
+    assert first_that_runs(model, candidates(model)).inputs.args[0].shape == (1, 3, 250, 250)
+
+
+def test_a_stem_that_is_given_coordinates_too() -> None:
+    class Stem(nn.Module):
+        def __init__(self, more: int) -> None:
+            super().__init__()
+            self.more, self.conv = more, nn.Conv2d(3 + more, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(double(torch.cat([x, x[:, : self.more] * 0], 1)))
+
+    for more in (2, 3):
+        model = Stem(more)
+        assert first_that_runs(model, candidates(model)).inputs.args[0].shape == (1, 3, 64, 64)
+
+
+class Looks(nn.Module):
+    """Adds what its forward makes on the CPU, and looks at a value if the test wants it to."""
+
+    def __init__(self, looks: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.looks = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1), looks
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(image)) + torch.zeros(1, device="cpu")
+        if self.looks and x.max().item() > 1e6:
+            return x
+        return self.last(double(x))
+
+
+def test_a_model_on_the_meta_device_whose_forward_makes_tensors_on_the_cpu() -> None:
+    with torch.device("meta"):
+        model = Looks(looks=False)
+    patched = upswap.patch(model)
+    assert patched is model
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    assert [site.kind for site in upswap.plan_of(model).swapped] == ["feature"]
+    weights = upswap.patch(Looks(looks=False))
+    model.to_empty(device="cpu").load_state_dict(weights.state_dict())
+    image = torch.randn(1, 3, 16, 16)
+    assert torch.equal(model(image), weights(image))
+
+
+def test_a_model_on_the_meta_device_that_looks_at_values_is_told_the_way_out() -> None:
+    with torch.device("meta"):
+        model = Looks(looks=True)
+    with pytest.raises(InputError, match="looks at values") as caught:
+        upswap.patch(model)
+    assert "upswap.patch(model, plan=upswap.inspect(copy_with_weights))" in str(caught.value)
+    copy_with_weights = Looks(looks=True)
+    assert len(upswap.upsamplers(upswap.patch(model, plan=upswap.inspect(copy_with_weights)))) == 1

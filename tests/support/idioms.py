@@ -6,6 +6,7 @@ import functools
 from collections import OrderedDict
 
 import torch
+import torchvision.transforms.functional
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -67,6 +68,44 @@ class HelperInLoop(Base):
     def forward(self, image):
         high, low = self.both(image)
         return self.last(sum(like(x, high) for x in (high, low, self.low(low))))
+
+
+def counted(x):
+    counted.calls = getattr(counted, "calls", 0) + 1
+    return F.interpolate(x, scale_factor=2)
+
+
+class HelperThatNamesItself(Base):
+    """A function that mentions its own name, and a method that mentions its class."""
+
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + counted(low) + self.doubled(low))
+
+    def doubled(self, x):
+        return HelperThatNamesItself.plain(F.interpolate(x, scale_factor=2))
+
+    @staticmethod
+    def plain(x):
+        return x
+
+
+class FromTorchvision(Base):
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + torchvision.transforms.functional.resize(low, list(high.shape[-2:]), antialias=False))
+
+
+def enlarged(x, times):
+    return enlarged(F.interpolate(x, scale_factor=2), times - 1) if times else x
+
+
+class CallsItself(Base):
+    """A function that calls itself, which is one line for all of its runs."""
+
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + enlarged(low, 1) + enlarged(self.low(low), 2))
 
 
 class HelperOfHelper(Base):
@@ -414,6 +453,75 @@ class SharedLayer(Base):
         high, low = self.both(image)
         x = high + self.up(low) + self.up(self.up(self.low(low)))
         return self.last(torch.cat([self.narrow(low), x[:, 4:] * 2], 1))
+
+
+class OneLayer(Base):
+    """One nn.Upsample at three levels, the last of them that of the logits, as saliency networks have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+
+    def forward(self, image):
+        high, low = self.both(image)
+        x = high + self.up(low + self.up(self.low(low)))
+        return self.up(self.last(x))
+
+
+class OneLayerInLoop(Base):
+    """One nn.Upsample in a loop, called by its keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=2)
+
+    def forward(self, image):
+        high, low = self.both(image)
+        x = self.low(low)
+        for skip in (low, high):
+            x = skip + self.up(input=x)
+        return self.last(x)
+
+
+class MadeLayers(Base):
+    """Layers that the forward makes, or a function that it calls."""
+
+    def forward(self, image):
+        high, low = self.both(image)
+        x = low + nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)(self.low(low))
+        return self.last(high + nn.UpsamplingBilinear2d(size=high.shape[-2:])(x) + layer_for(2)(x))
+
+
+def layer_for(scale):
+    return nn.UpsamplingNearest2d(scale_factor=scale)
+
+
+class ListedLayers(Base):
+    """Layers in a plain list and a plain dict, which are no modules of the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.listed = [nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")]
+        self.named = {"x4": nn.Upsample(scale_factor=4)}
+
+    def forward(self, image):
+        high, low = self.both(image)
+        lower = self.low(low)
+        for layer in self.listed:
+            high = high + layer(low)
+        return self.last(high + self.named["x4"](lower))
+
+
+class MethodInComprehension(Base):
+    """A method called from a comprehension, which is a function of its own in Python 3.11 and none in 3.12."""
+
+    def enlarged(self, x, scale):
+        return F.interpolate(x, scale_factor=scale)
+
+    def forward(self, image):
+        high, low = self.both(image)
+        maps = [self.enlarged(x, scale) for x, scale in ((low, 2), (self.low(low), 4))]
+        return self.last(high + maps[0] + maps[1])
 
 
 class SharedBlock(Base):

@@ -23,6 +23,7 @@ from .registry import register_upsampler
 from .sampling import memory_format as layout
 from .sampling import positions as sampling
 from .sampling.positions import Mode, Pair
+from .tracing import leaf
 
 # What the authors' module draws the content encoder's weights with.
 _ENCODER_STD = 0.001
@@ -125,6 +126,7 @@ class CARAFE(nn.Module):
             if convolution.bias is not None:
                 nn.init.zeros_(convolution.bias)
 
+    @leaf
     def forward(
         self,
         x: Tensor,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ShapeError
+from .tracing import leaf
 
 
 def make_cascaded(scale: Sequence[float], cascade: bool, make: Callable[[Any], nn.Module]) -> nn.Module:
@@ -38,6 +39,7 @@ class ByChannels(nn.Module):
         for count, upsampler in upsamplers.items():
             self.add_module(str(count), upsampler)
 
+    @leaf
     def forward(self, x: torch.Tensor, size: Sequence[int] | None = None, scale_factor: Any = None) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H', W'), by the upsampler for C channels; `ShapeError` where there is none."""
         upsampler = self._modules.get(str(int(x.shape[1])))
@@ -58,6 +60,7 @@ class Cascade(nn.Sequential):
     def __init__(self, steps: Any) -> None:
         super().__init__(*steps)
 
+    @leaf
     def forward(self, x: torch.Tensor, size: Sequence[int] | None = None, scale_factor: Any = None) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H', W'); the last step goes to `size` exactly."""
         if size is None and scale_factor is not None:

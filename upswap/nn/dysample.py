@@ -21,9 +21,11 @@ from .configs import DEFAULT_GROUPS, DySampleConfig, Init, Style, nominal_scale
 from .registry import register_upsampler
 from .sampling import memory_format as layout
 from .sampling import positions as sampling
+from .sampling.autograd import plain_functions_wanted
 from .sampling.pointwise import pointwise
 from .sampling.positions import Mapping, Mode, Pair, Ratio, Reading, Scheme
 from .sampling.sampler import upsample
+from .tracing import leaf
 
 # The paper's, section 4.
 PAPER_OFFSET_STD = 0.001
@@ -184,6 +186,7 @@ class DySample(nn.Module):
             if init_pos is not None:
                 self.init_pos.copy_(init_pos)
 
+    @leaf
     def forward(
         self,
         x: Tensor,
@@ -233,8 +236,9 @@ class DySample(nn.Module):
                 init_pos = self.init_pos
         reading = Reading(size, factors, scheme, init_pos)
         dense = x.is_contiguous() or layout.is_channels_last(x)  # of other layouts widening would make one of these
-        if x.device.type == "cpu" and dense and not torch.is_grad_enabled():
-            # Widened once, for the convolutions and for reading; a backward pass would then keep what is widened.
+        if x.device.type == "cpu" and dense and not torch.is_grad_enabled() and not plain_functions_wanted():
+            # Widened once, for the convolutions and for reading; a backward pass would then keep what is widened. A trace must
+            # not depend on whether there will be one: `torch.jit.trace` checks itself with gradients on and off.
             wide = x.to(sampling.compute_dtype(x.dtype))
             return upsample(wide, self._field(wide), reading).to(x.dtype)
         return upsample(x, self._field(x), reading)

@@ -56,6 +56,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
     strict: bool = False
+    share_layers: bool = False
 
     def __post_init__(self) -> None:
         for kind in self.kinds:

@@ -27,7 +27,7 @@ def child_of(site: Site) -> str:
 #: What a resize call is for; FACTS on how each is recognised are in `kinds.py`.
 KINDS: dict[str, str] = {
     "feature": "a learned feature map, made larger",
-    "logits": "reaches the output with no convolution, linear or norm after it",
+    "logits": "reaches the output with no convolution, linear or norm after it, or is an output that later layers also read",
     "image": "comes from the input with no learned operation between",
     "parameter": "nothing of the model's input flows into it",
     "context": "a 1x1 or fixed pooled grid: the ratio follows the input size",
@@ -105,7 +105,8 @@ class Site:
     same call has; each gets an upsampler. `calls` is how often it ran. `module` is the path of the upsampler: a child of
     the owner, or of the nearest module above that does not run its children one after the other. `config` has the options
     asked for at this site, `settings` those the upsampler was made with, which fit it. `reason` says why the site is
-    swapped or kept, `notes` what else there is to say. `seen_in` is "train" where only a run in train mode made the call.
+    swapped or kept, `notes` what else there is to say. `seen_in` is "train" where only a run in train mode
+    made the call, "nowhere" where none did, and the site is that of a module like this one that ran.
     """
 
     name: Name
@@ -134,7 +135,7 @@ class Site:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    seen_in: Annotated[str, _schema.one_of("eval", "train")] = "eval"
+    seen_in: Annotated[str, _schema.one_of("eval", "train", "nowhere")] = "eval"
 
     @property
     def why(self) -> str:

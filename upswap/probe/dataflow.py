@@ -7,6 +7,7 @@ not of the kernels under them. It holds no tensors alive.
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -26,6 +27,12 @@ _POINTWISE = frozenset({
     "__rmul__", "__truediv__", "__rtruediv__", "true_divide", "batch_norm", "layer_norm", "group_norm",
     "instance_norm", "rms_norm",
 })  # fmt: skip
+#: Products, in which a learned gain can be one of the factors.
+PRODUCTS = frozenset({
+    "mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__",
+})  # fmt: skip
+#: More channels than this are those of a feature map, which a stand-alone decoder takes. Satellites' images have up to 29 bands.
+_MOST_BANDS = 32
 #: What passes no gradient on: what comes after is not learned from.
 COMPARISONS = frozenset({
     "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__", "gt", "ge", "lt", "le", "eq", "ne", "greater",
@@ -36,7 +43,7 @@ _REDUCTIONS = frozenset({
 })  # fmt: skip
 _WINDOWED = frozenset({"avg_pool2d", "max_pool2d", "lp_pool2d"})
 #: Functions that read the values of a tensor and give no tensor.
-_READERS = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "equal", "allclose", "numpy"})
+READERS = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "equal", "allclose", "numpy"})
 _WRITERS = frozenset({
     "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__", "__ixor__",
 })  # fmt: skip
@@ -51,7 +58,8 @@ _SHAPED_LIKE = frozenset({
 class Node:
     """One call of a function, or the source of a tensor that no recorded call made.
 
-    `source` is None for calls; else "input", "parameter", or "unknown" (a tensor whose maker was not seen).
+    `source` is None for calls; else "input", "parameter", "buffer", or "unknown" (a tensor whose maker was not seen).
+    `parametric` says that it was made of parameters and buffers alone, `trained` that a parameter is among them.
     """
 
     name: str
@@ -64,21 +72,33 @@ class Node:
     from_input: bool = False
     learned: bool = False
     parametric: bool = False
+    trained: bool = False
 
     def __post_init__(self) -> None:
         for node in self.inputs:
             node.users.append(self)
         # A tensor of unknown origin may come from the input by a path the recorder cannot see (a custom autograd function).
         self.from_input = self.source in ("input", "unknown")
-        self.learned = self.source == "unknown"
-        self.parametric = self.source == "parameter"
+        is_map = self.source == "input" and len(self.shape) == 4 and self.shape[1] > _MOST_BANDS
+        self.learned = self.source == "unknown" or is_map
+        self.parametric = self.source in ("parameter", "buffer")
+        self.trained = self.source == "parameter"
         for node in self.inputs:
             self.from_input |= node.from_input
             self.learned |= node.learned
             self.parametric |= node.parametric
+            self.trained |= node.trained
         # A weight may have been computed from parameters (scaled, standardised, low-rank) before it is used.
         self.learned |= self.parametric and self.from_input and self.name not in _POINTWISE
         self.parametric &= not self.from_input
+        self.trained &= self.parametric
+
+    def mixes(self) -> bool:
+        """Whether this call has weights, or mixes positions or channels: one of `MIXING`, or a learned gain for each channel."""
+        if self.name in MIXING:
+            return True
+        gains = [node for node in self.inputs if node.trained] if self.name in PRODUCTS else []
+        return any(max(gain.shape, default=1) == math.prod(gain.shape) > 1 for gain in gains)
 
     def is_pooled(self) -> bool:
         """Whether this tensor's grid was made by an adaptive or global pooling, which gives one grid at every input size."""
@@ -115,15 +135,15 @@ class Flow:
         self.outputs: list[Node] = []
 
     def add_source(self, tensors: Iterable[torch.Tensor], source: str) -> None:
-        """Declare tensors that are there before the run: "input" or "parameter"."""
+        """Declare tensors that are there before the run: "input", "parameter" or "buffer"."""
         for tensor in tensors:
-            self._bind(tensor, Node(source, [], source, integral=_integral(tensor)))
+            self._bind(tensor, Node(source, [], source, integral=_integral(tensor), shape=tuple(tensor.shape)))
 
     def add_call(self, name: str, args: Any, kwargs: Any, result: Any) -> Node | None:
         """Record that `name(*args, **kwargs)` gave `result`."""
         outputs = tensors_in(result)
         in_place = _writes(name)
-        if not outputs and not in_place and name not in _READERS:
+        if not outputs and not in_place and name not in READERS:
             return None  # a question about a tensor's shape or type
         inputs = [] if name in _SHAPED_LIKE else [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
         shape = tuple(outputs[0].shape) if outputs else ()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from .dataflow import COMPARISONS, MIXING, Node
+from collections.abc import Sequence
+
+from .dataflow import COMPARISONS, PRODUCTS, Node
 
 _CASTS = frozenset({
     "to", "float", "half", "bfloat16", "double", "type", "type_as", "unsqueeze", "squeeze", "view", "reshape",
     "expand", "permute", "transpose", "__getitem__", "contiguous", "detach", "clone", "repeat",
 })  # fmt: skip
-_PRODUCTS = frozenset({
-    "mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__",
-})  # fmt: skip
 _SIGMOIDS = frozenset({
     "sigmoid", "sigmoid_", "hardsigmoid",
 })  # fmt: skip
+#: No more channels than those of depth, flow or a picture with transparency.
+_FEW = 4
 #: The modes a learned sampler has an equal of. Antialias changes what a smaller target is, and bicubic's kernel.
 MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
 
@@ -25,13 +26,14 @@ def kind_of(
     mode: str,
     *,
     antialias: bool,
-    is_output: bool,
+    outputs: Sequence[Node],
     without_gradients: bool,
 ) -> tuple[str, str]:
     """The kind of one resize call and the reason for it.
 
-    `node` is the call in the recorded flow; the shapes are (N, C, H, W) for an image-like tensor. What the result is used
-    for comes before its size, which is another at every input size. A table written as code: the first rule that fits.
+    `node` is the call in the recorded flow, `outputs` is what the model returned; the shapes are (N, C, H, W) for an
+    image-like tensor. What the result is used for comes before its size, which is another at every input size. A table
+    written as code: the first rule that fits.
     """
     if not node.from_input:
         return "parameter", "nothing of the model's input flows into it"
@@ -43,10 +45,13 @@ def kind_of(
         return "mask", "an integer or boolean tensor, or consumed by a comparison"
     if not node.learned:
         return "image", "comes from the input with no learned operation between"
-    if not node.users and not is_output:
+    if not node.users and not any(output is node for output in outputs):
         return "other", "its result is not used"
-    if not any(later.name in MIXING for later in node.downstream()):
+    if not any(later.mixes() for later in node.downstream()):
         return "logits", "reaches the output with no convolution, linear or norm after it"
+    prediction = _is_prediction(node, outputs)
+    if prediction is not None:
+        return "logits", prediction
     if node.users and all(_gates(user, node) for user in node.users):
         return "gate", "every consumer is a multiplication or a sigmoid"
     if without_gradients:
@@ -63,13 +68,57 @@ def kind_of(
     return "feature", "a learned feature map, made larger"
 
 
+def _is_prediction(node: Node, outputs: Sequence[Node]) -> str | None:
+    """Why a map that layers go on with is an output of the model all the same, such as the side outputs that a last
+    convolution fuses; None for a feature map."""
+    if _is_returned(node, outputs):
+        return "reaches an output as it is"
+    siblings = node.inputs[0].users if node.inputs else []
+    if any(sibling.name == "interpolate" and _is_returned(sibling, outputs) for sibling in siblings):
+        return "its source reaches an output as it is, resized"
+    channels = {output.shape[1] for output in outputs if len(output.shape) == 4}
+    if len(node.shape) == 4 and node.shape[1] in channels and node.shape[1] <= _FEW and _is_narrowed(node):
+        return f"it has the {node.shape[1]} channel(s) of an output, an estimate that is refined"
+    return None
+
+
+def _is_narrowed(node: Node) -> bool:
+    """Whether the layer that made a map took more channels than it gave, as one that estimates does."""
+    queue = list(node.inputs)
+    for source in queue:
+        if source.mixes():
+            if any(
+                len(taken.shape) == 4 and taken.from_input and taken.shape[1] > node.shape[1] for taken in source.inputs
+            ):
+                return True
+        else:
+            queue += [other for other in source.inputs if not any(known is other for known in queue)]
+    return False
+
+
+def _is_returned(node: Node, outputs: Sequence[Node]) -> bool:
+    """Whether a map reaches an output with nothing but functions of its own values after it."""
+    queue = [node]
+    for current in queue:
+        if any(output is current for output in outputs):
+            return True
+        queue += [
+            user
+            for user in current.users
+            if not (user.mixes() or user.reduces or user.name in COMPARISONS)
+            and all(other is current or not (other.from_input or other.parametric) for other in user.inputs)
+            and not any(known is user for known in queue)
+        ]
+    return False
+
+
 def _gates(user: Node, node: Node) -> bool:
     """Whether a consumer makes the resized values weights of another map; a product with a number or a parameter does not."""
     if user.name in _SIGMOIDS:
         return True
     others = [other for other in user.inputs if other is not node and other.from_input]
     # A product with a sigmoid: the other one is the gate, and this one the feature.
-    return user.name in _PRODUCTS and bool(others) and not any(_is_weight(other) for other in others)
+    return user.name in PRODUCTS and bool(others) and not any(_is_weight(other) for other in others)
 
 
 def _is_weight(node: Node) -> bool:

@@ -11,17 +11,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ..errors import InputError, UpswapError
 from .dataflow import tensors_in
+from .inputs.infer import Candidate
 from .inputs.inputs import Inputs
 from .preserve import leaving_no_trace
 from .recorder import Call, _module_calls, _Recorder
@@ -36,7 +39,9 @@ class Observation:
 
     `forwards` has for an owner's path `{"arguments": ..., "children": [{"path": ..., "output": ...}]}`, or None where that
     cannot be described: what its FX trace needs to know of the modules around it. `called` has the paths of the modules that
-    ran, `outputs` the tensors the model returned, which nothing else holds.
+    ran, `outputs` the tensors the model returned, which nothing else holds. `unseen` has the path of each module that
+    resizes in another way than by `F.interpolate`, and the way. `reads_values` says that the model's code looked at the values of
+    what it computed, by which it may have chosen its way.
     """
 
     inputs: Inputs
@@ -46,6 +51,8 @@ class Observation:
     forwards: dict[str, Any]
     called: set[str]
     outputs: list[torch.Tensor]
+    unseen: list[tuple[str, str]]
+    reads_values: bool
 
 
 class ModelFailed(UpswapError):
@@ -58,17 +65,27 @@ def observe(model: nn.Module, inputs: Inputs, *, fake: bool = False, training: b
     With `fake`, nothing is computed and no memory is used, but a model that looks at values cannot be run. Raises
     `ModelFailed`, from the model's own error.
     """
-    recorder = _Recorder(model, inputs)
     with _running(model, inputs, fake, training) as own:
+        recorder = _Recorder(model, inputs)
         recorder.flow.add_source(own.tensors(), "input")
-        with _module_calls(recorder), recorder:
+        with _module_calls(recorder), recorder.kernels(), recorder:
             try:
                 result = model(*own.args, **own.kwargs)
             except Exception as error:
                 raise ModelFailed(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
         recorder.flow.add_outputs(result)
         outputs = [tensor.detach().clone() for tensor in tensors_in(result)]  # one may be a buffer of the model
-    return Observation(inputs, fake, training, recorder.classified(), recorder.forwards, recorder.called, outputs)
+    return Observation(
+        inputs,
+        fake,
+        training,
+        recorder.classified(),
+        recorder.forwards,
+        recorder.called,
+        outputs,
+        list(recorder.unseen),
+        recorder.reads_values,
+    )
 
 
 def run_again(model: nn.Module, seen: Observation) -> list[torch.Tensor]:
@@ -95,9 +112,21 @@ def _running(model: nn.Module, inputs: Inputs, fake: bool, training: bool) -> It
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(_quiet("torch._subclasses.fake_tensor"))
-            yield inputs.copied().map(mode.from_tensor)
+            _materialise(model)
+            yield inputs.copied().map(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else mode.from_tensor(t))
         else:
             yield inputs.copied()
+
+
+def _materialise(model: nn.Module) -> None:
+    """Give a model that waits for its weights fake ones on the CPU, where what its code makes of its own is."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -116,11 +145,20 @@ def _quiet(logger: str) -> Iterator[None]:
         log.disabled = before
 
 
-def first_that_runs(model: nn.Module, tries: Iterator[Inputs]) -> Observation:
-    """The observation of the first inputs the model runs on; `InputError` with every failure where there is none."""
+def first_that_runs(model: nn.Module, tries: Iterable[Candidate]) -> Observation:
+    """The observation of the first inputs the model runs on; `InputError` with every failure where there is none.
+
+    What fails in the same words at two sizes, the sizes themselves left aside, does not fail for its size: then only sizes that
+    the model names are tried. Code that refuses a size itself may say the same of each.
+    """
     failures: list[str] = []
     last: BaseException | None = None
-    for inputs in tries:
+    errors: Counter[tuple[int, str]] = Counter()
+    hopeless: set[int] = set()
+    looks = False
+    for inputs, choice, declared in tries:
+        if choice in hopeless and not declared:
+            continue
         # A model that looks at values fails on fake ones, large inputs or not.
         for fake in (True, False) if needs_fake(model, inputs) else (False,):
             try:
@@ -131,11 +169,28 @@ def first_that_runs(model: nn.Module, tries: Iterator[Inputs]) -> Observation:
                 shapes = ", ".join("x".join(map(str, t.shape)) for t in inputs.tensors())
                 failures.append(f"  {shapes}: {error}")
                 last = error.__cause__
+                looks |= isinstance(last, DataDependentOutputException)
+                said = (choice, _without_sizes(str(error), inputs))
+                errors[said] += 1
+                if errors[said] > 1 and not isinstance(last, ValueError | AssertionError):
+                    hopeless.add(choice)
                 break
+    advice = "pass example_inputs (or --input-size) that it takes"
+    if looks:
+        advice = (
+            "it looks at values, which there are none of on the meta device. Plan on a copy with weights, and carry the plan "
+            "out here: upswap.patch(model, plan=upswap.inspect(copy_with_weights))"
+        )
     raise InputError(
-        f"{type(model).__name__} ran on none of the inputs tried; pass example_inputs (or --input-size) that it takes:",
+        f"{type(model).__name__} ran on none of the inputs tried; {advice}:",
         *failures,
     ) from last
+
+
+def _without_sizes(text: str, inputs: Inputs) -> str:
+    """A message with the sides of the images it was said of left out."""
+    sides = {str(side) for tensor in inputs.tensors() for side in tensor.shape[-2:]}
+    return re.sub(r"\d+", lambda number: "" if number[0] in sides else number[0], text)
 
 
 def needs_fake(model: nn.Module, inputs: Inputs) -> bool:

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint
@@ -18,8 +18,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
-from .callsites.stack import Place, trail
-from .dataflow import Flow, Node
+from .callsites.class_code import is_resize_layer
+from .callsites.stack import Place, Trail, trail
+from .dataflow import READERS, Flow, Node
+from .handmade import ResizeKernels, enlarges_by_repeating
 from .inputs import describe
 from .inputs.inputs import Inputs
 from .kinds import kind_of
@@ -27,16 +29,25 @@ from .kinds import kind_of
 _SIGNATURE = inspect.signature(F.interpolate)
 
 
+class Caller(NamedTuple):
+    """Who calls a resize layer: the path of the module whose code does, and where."""
+
+    owner: str
+    place: Place
+
+
 @dataclasses.dataclass
 class Call:
     """One resize call as it was seen to run.
 
     `without_gradients` says that the model had turned them off, `pooled` that its source's grid was made by an adaptive
-    pooling.
+    pooling. `caller` is who calls the owner, where that is a resize layer and its caller is known. `twin` is empty, or the
+    owner that made the call in the place of this one, which did not run and is like it.
     """
 
     owner: str
     place: Place
+    caller: Caller | None
     arguments: dict[str, Any]
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
@@ -45,6 +56,12 @@ class Call:
     kind: str = ""
     reason: str = ""
     pooled: bool = False
+    twin: str = ""
+
+    @property
+    def mode_is_nearest(self) -> bool:
+        """Whether it copies values, and mixes none."""
+        return str(self.arguments["mode"]).startswith("nearest")
 
 
 @dataclasses.dataclass
@@ -66,7 +83,8 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.flow = Flow()
-        self.flow.add_source((*model.parameters(), *model.buffers()), "parameter")
+        self.flow.add_source(model.parameters(), "parameter")
+        self.flow.add_source(model.buffers(), "buffer")
         self.names = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self.stack: list[Entry] = [Entry(model, "", inputs.args, inputs.kwargs)]
         self.forwards: dict[str, Any] = {}
@@ -75,6 +93,11 @@ class _Recorder(TorchFunctionMode):
         self.gradients = False
         #: The code that stands around every module's forward while the recorder watches.
         self.boundary: CodeType = nn.Module.__call__.__code__
+        #: The modules that resize in another way than by `F.interpolate`, and how, in order.
+        self.unseen: dict[tuple[str, str], None] = {}
+        #: Whether the model's code looked at the values of what it computed, and may have chosen its way by them.
+        self.reads_values = False
+        self._resizing = False
         self._seen: list[tuple[Call, Node]] = []
 
     def __torch_function__(
@@ -89,8 +112,15 @@ class _Recorder(TorchFunctionMode):
             return result
         # Kept before the call: an in-place function changes them.
         bound = _SIGNATURE.bind(*args, **kwargs) if func is F.interpolate else None
-        result = func(*args, **kwargs)
+        self._resizing = bound is not None
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self._resizing = False
         node = self.flow.add_call(name, args, kwargs, result)
+        self.reads_values |= node is not None and node.from_input and name in READERS
+        if node is not None and enlarges_by_repeating(node):
+            self._heard("expand and reshape" if name != "repeat_interleave" else name)
         # An upsampler's own resizing of its offsets is no call of the model.
         if bound is not None and node is not None and not getattr(self.stack[-1].module, "is_upsampler", False):
             bound.apply_defaults()
@@ -100,6 +130,24 @@ class _Recorder(TorchFunctionMode):
     def _call(self, frame: FrameType, arguments: dict[str, Any], result: torch.Tensor) -> Call:
         source = arguments.pop("input")
         way = trail(frame, self._knows, self.boundary)
+        owner, place = self._placed(way)
+        caller = None
+        if is_resize_layer(way.owner):
+            outer = trail(frame, self._knows, self.boundary, through_layers=True)
+            caller = None if outer.owner is None else Caller(*self._placed(outer))
+        return Call(
+            owner,
+            place,
+            caller,
+            arguments,
+            tuple(source.shape),
+            tuple(result.shape),
+            source.dtype,
+            (not torch.is_grad_enabled() or torch.is_inference_mode_enabled()) and not _is_checkpointed(frame),
+        )
+
+    def _placed(self, way: Trail) -> tuple[str, Place]:
+        """The path of the owner of a way, and the place with the run of it that this is."""
         owner = way.owner or self.stack[-1].module
         entry = next((e for e in reversed(self.stack) if e.module is owner), self.stack[-1])
         # Kept until the owner's forward ends, so that no other frame gets the same id.
@@ -112,22 +160,22 @@ class _Recorder(TorchFunctionMode):
             known = described(Inputs(entry.args, entry.kwargs)) if entry.module is owner else None
             # The list of children goes on being filled while the owner's forward runs.
             self.forwards[path] = known and {"arguments": known, "children": entry.children}
-        return Call(
-            path,
-            place,
-            arguments,
-            tuple(source.shape),
-            tuple(result.shape),
-            source.dtype,
-            (not torch.is_grad_enabled() or torch.is_inference_mode_enabled()) and not _is_checkpointed(frame),
-        )
+        return path, place
+
+    def kernels(self) -> ResizeKernels:
+        """A mode that tells the recorder of the resize kernels that it does not see called."""
+        return ResizeKernels(lambda name: None if self._resizing else self._heard(name))
+
+    def _heard(self, how: str) -> None:
+        if not any(getattr(entry.module, "is_upsampler", False) for entry in self.stack):
+            self.unseen[self.stack[-1].path, how] = None
 
     def _knows(self, module: nn.Module) -> bool:
         return id(module) in self.names
 
     def classified(self) -> list[Call]:
         """The calls with their kinds, once the run is over and everything downstream of them is known."""
-        outputs = set(map(id, self.flow.outputs))
+        outputs = self.flow.outputs
         for call, node in self._seen:
             call.pooled = bool(node.inputs) and node.inputs[0].is_pooled()
         # A model that runs all of itself without gradients is made for inference, and that says nothing of a single call.
@@ -139,7 +187,7 @@ class _Recorder(TorchFunctionMode):
                 call.out_shape,
                 call.arguments["mode"],
                 antialias=call.arguments["antialias"],
-                is_output=id(node) in outputs,
+                outputs=outputs,
                 without_gradients=call.without_gradients and not always,
             )
         return [call for call, _ in self._seen]

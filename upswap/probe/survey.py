@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..errors import InputError, RewriteError
 from ..plan.site import Location, Site
-from .callsites.class_code import training_matters
+from .branches import unreached, with_modules_alike
+from .callsites.class_code import is_resize_layer, runs_its_children, training_matters
 from .callsites.location import locate
 from .callsites.stack import Hop, Place
 from .callsites.syntax import asks_for_shapes
-from .inputs.infer import candidates
+from .inputs.infer import Candidate, candidates
 from .inputs.inputs import Inputs, as_inputs
 from .inputs.variations import enlarged, training_inputs
 from .observe import ModelFailed, Observation, first_that_runs, observe
-from .recorder import Call
+from .recorder import Call, Caller
 
 _UPSAMPLE_MODULES = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 #: Layers that make a map larger with weights of their own; a model without resize calls has these.
@@ -47,8 +48,10 @@ class Survey:
         return self.runs[0].forwards
 
 
-def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
+def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False) -> Survey:
     """Find every resize call of `model`, which is left untouched.
+
+    A resize layer that is called from several places has a site at each of them; with `share`, it is one site.
 
     Without `example_inputs`, images of growing size are tried until the model runs. A second run at another size tells
     ratios the architecture fixes from ones that follow the input; a model that takes one size only has no second run. A
@@ -58,12 +61,82 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
     if example_inputs is None:
         first = first_that_runs(model, candidates(model))
     else:
-        first = first_that_runs(model, iter([as_inputs(example_inputs)]))
+        first = first_that_runs(model, [Candidate(as_inputs(example_inputs))])
     # Wider only, which costs less and shows as much; larger both ways for a model that takes square images only.
     second = _second(model, first, height=False) or _second(model, first, height=True)
     trained, hint = _trained(model, first) if training_matters(model, first.called) else (None, None)
+    first = with_modules_alike(model, first)
+    second, trained = second and with_modules_alike(model, second), trained and with_modules_alike(model, trained)
+    if not share:
+        apart = _told_apart(model, first, second, trained)
+        first = called_from(first, apart)
+        second, trained = second and called_from(second, apart), trained and called_from(trained, apart)
     sites, unlocated = _sites(model, first, second, trained)
-    return Survey(sites, unlocated, (first, second) if second else (first,), trained, [hint] if hint else [])
+    hints = list(filter(None, (hint, _hint_of_unseen(first, trained), unreached(model, first))))
+    return Survey(sites, unlocated, (first, second) if second else (first,), trained, hints)
+
+
+def called_from(run: Observation, layers: Set[str]) -> Observation:
+    """The run with the calls that the resize layers at these paths make as those of the code that calls the layers."""
+    calls = [
+        dataclasses.replace(call, owner=call.caller.owner, place=call.caller.place)
+        if call.owner in layers and call.caller is not None
+        else call
+        for call in run.calls
+    ]
+    return dataclasses.replace(run, calls=calls)
+
+
+def _told_apart(
+    model: nn.Module, first: Observation, second: Observation | None, trained: Observation | None
+) -> set[str]:
+    """The paths of the resize layers whose calls stand at several places that can each be rewritten.
+
+    Such a layer has no weights: nothing but how it was written asks for one upsampler at all of its calls.
+    """
+    callers: dict[str, set[Caller | None]] = {}
+    for call in (call for run in (first, second, trained) if run is not None for call in run.calls):
+        if is_resize_layer(model.get_submodule(call.owner)):
+            callers.setdefault(call.owner, set()).add(call.caller)
+    moved = [called_from(run, callers.keys()).calls if run is not None else [] for run in (first, second)]
+    varying = _varying(*moved)
+    found: set[str] = set()
+    for path, places in callers.items():
+        if not all(caller is not None and _can_be_rewritten(model, caller) for caller in places):
+            continue
+        distinct = {
+            (c.owner, c.place.hops, None if (c.owner, c.place.hops) in varying else c.place.occurrence)
+            for c in places
+            if c is not None
+        }
+        if len(distinct) > 1:
+            found.add(path)
+    return found
+
+
+def _can_be_rewritten(model: nn.Module, caller: Caller) -> bool:
+    owner = model.get_submodule(caller.owner)
+    if "forward" in owner.__dict__ or runs_its_children(owner):
+        return False
+    try:
+        locate(caller.place)
+    except RewriteError:
+        return False
+    return True
+
+
+def _hint_of_unseen(*runs: Observation | None) -> str | None:
+    """What is to be said of the resizes that no `F.interpolate` makes."""
+    ways: dict[str, list[str]] = {}
+    for path, way in dict.fromkeys(found for run in runs if run is not None for found in run.unseen):
+        ways.setdefault(way, []).append(path or "the model itself")
+    if not ways:
+        return None
+    shown = "; ".join(
+        f"{way} in {', '.join(paths[:4])}" + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
+        for way, paths in ways.items()
+    )
+    return f"it also resizes in ways that upswap does not replace, write F.interpolate there to have it done: {shown}"
 
 
 def learned_upsampling(model: nn.Module) -> list[str]:
@@ -232,12 +305,30 @@ def _site(place: _Place, seen: _Sightings) -> Site:
         in_shape=shown.in_shape,
         out_shape=shown.out_shape,
         dtype=str(call.dtype).removeprefix("torch."),
-        calls=len(seen.in_one_mode),
+        calls=0 if call.twin else len(seen.in_one_mode),
         location=place.location,
         reason=reason,
-        notes=("in train mode only",) if seen.only_trained else (),
-        seen_in="train" if seen.only_trained else "eval",
+        notes=_notes(seen),
+        seen_in="nowhere" if call.twin else "train" if seen.only_trained else "eval",
     )
+
+
+def _notes(seen: _Sightings) -> tuple[str, ...]:
+    """What follows from how the calls at one place were seen."""
+    call, again = seen.calls[0], seen.again
+    notes: list[str] = []
+    if call.twin:
+        notes.append(f"not run on the example, where the values choose: as {call.twin}, which is like it")
+    if seen.only_trained:
+        notes.append("in train mode only")
+    ratios = list(dict.fromkeys(f"x{min(_ratio(other)):.3g}" for other in seen.in_one_mode))
+    if len(ratios) > 1:
+        notes.append(f"one upsampler for several ratios: {', '.join(ratios)}")
+    height, width = call.in_shape[-2:]
+    grows = again is not None and again.in_shape[-2:] != call.in_shape[-2:]
+    if call.mode_is_nearest and min(height, width) <= 2 and not grows:
+        notes.append(f"its map is {height}x{width}, at whose border nearest has no gradient for the offsets")
+    return tuple(notes)
 
 
 def _kind(call: Call, again: Call | None) -> tuple[str, str, Call]:

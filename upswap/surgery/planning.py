@@ -40,7 +40,7 @@ def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
     route can rewrite (it is kept, with the reason, otherwise).
     """
     make_config(options.upsampler, options.config)  # first: the name may be that of no upsampler
-    found = survey(model, example_inputs)
+    found = survey(model, example_inputs, share=options.share_layers)
     chosen = select(found.sites, options)
     owners = _route_owners(model, chosen, found, options.strict)
     rewritings = {path: rewriting for path, (_, rewriting) in owners.items() if rewriting is not None}

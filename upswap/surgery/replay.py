@@ -25,7 +25,7 @@ from ..probe.inputs import describe
 from ..probe.inputs.inputs import Inputs
 from ..probe.observe import REAL_LIMIT, ModelFailed, observe
 from ..probe.recorder import Call
-from ..probe.survey import sizing
+from ..probe.survey import called_from, sizing
 from .apply import apply
 from .planning import check_model, class_name
 from .routes.choose import Rewriting, replay_owner
@@ -120,13 +120,15 @@ def _differences(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewritin
         seen = observe(model, inputs, fake=any(tensor.is_meta for tensor in inputs.tensors()))
     except ModelFailed:
         return {}
+    # Of a resize layer that is no owner in the plan, the code that calls it is.
+    seen = called_from(seen, {call.owner for call in seen.calls} - {site.owner for site in plan.sites})
     causes: dict[str, str] = {}
     owners = {path: sites for path, sites in by_owner(plan.sites).items() if any(site.swap for site in sites)}
     for path, sites in owners.items():
-        causes.update(_compared(sites, [call for call in seen.calls if call.owner == path]))
+        causes.update(_compared(sites, [call for call in seen.calls if call.owner == path], seen.reads_values))
     detours = _detours_in_eval_mode(owners)
     if detours and not causes:
-        causes.update(unproved(model, detours, rewritings, [seen]))
+        causes.update(unproved(model, detours, rewritings, [seen], must_reach=not seen.reads_values))
     return causes
 
 
@@ -174,17 +176,20 @@ def _in_eval_mode(site: Site) -> bool:
     return site.seen_in == "eval"
 
 
-def _compared(sites: Sequence[Site], calls: Sequence[Call]) -> dict[str, str]:
-    """How the swapped sites of an owner whose forward was run differ from the calls it made."""
+def _compared(sites: Sequence[Site], calls: Sequence[Call], chosen: bool) -> dict[str, str]:
+    """How the swapped sites of an owner whose forward was run differ from the calls it made.
+
+    `chosen` says that values may have chosen which calls were made and how often, so that this proves nothing.
+    """
     if sites[0].op == "module":
         located: list[tuple[Call, Location | None]] = [(call, sites[0].location) for call in calls]
     else:
         located = [(call, _location(call)) for call in calls]
     known = _runs_of_lines(sites)
-    changed = {site.name: _changed(site, located, known) for site in sites if site.swap}
+    changed = {site.name: _changed(site, located, known, chosen) for site in sites if site.swap}
     causes = {name: cause for name, cause in changed.items() if cause is not None}
     new = [where for _, where in located if where is not None and where.steps not in known]
-    if new and not causes:
+    if new and not causes and not chosen:
         what = f"its module makes a resize call that the plan does not know: `{new[0].steps[-1].expression}`"
         causes = {site.name: what for site in sites if site.swap}
     return causes
@@ -203,6 +208,7 @@ def _changed(
     site: Site,
     located: Sequence[tuple[Call, Location | None]],
     known: Mapping[tuple[Step, ...], Set[int | None]],
+    chosen: bool,
 ) -> str | None:
     """How a site differs from the calls that a run made where it stands; None where it does not.
 
@@ -213,12 +219,12 @@ def _changed(
     steps, run = site.location.steps, site.location.occurrence
     made = [(call, where.occurrence) for call, where in located if where is not None and where.steps == steps]
     mine = [call for call, occurrence in made if run in (None, occurrence)]
-    if not mine and _in_eval_mode(site):
+    if not mine and _in_eval_mode(site) and not chosen:
         return (
             "the call is not made any more" if run in (None, 0) else f"run {run + 1} of the call is not made any more"
         )
     runs = known[steps]
-    if None not in runs and any(occurrence not in runs for _, occurrence in made):
+    if None not in runs and not chosen and any(occurrence not in runs for _, occurrence in made):
         return f"the call is made more often than it was, {len(runs)} time(s) in a run of its module"
     return _unlike(site, mine) if mine else None
 

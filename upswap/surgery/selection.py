@@ -47,7 +47,8 @@ def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -
 def _decide(site: Site, options: Options) -> Site:
     keep = _why_kept(site, options)
     if keep is not None:
-        return dataclasses.replace(site, swap=False, reason=keep)
+        # Where it was seen is said of a kept one too; what follows for its upsampler is not.
+        return dataclasses.replace(site, swap=False, reason=keep, notes=site.notes if site.seen_in != "eval" else ())
     override = _override_for(site.name, options.overrides)
     values = {**options.config, **(override.options if override is not None else {})}
     config = make_config(options.upsampler, values)

@@ -51,10 +51,13 @@ def unproved(
     owners: Mapping[str, Sequence[Site]],
     rewritings: Mapping[str, Rewriting],
     runs: Sequence[Observation],
+    *,
+    must_reach: bool = True,
 ) -> dict[str, str]:
     """The sites of rewritten owners that the original runs do not reach when rewritten, and why they cannot be swapped.
 
-    `runs` are the observed ones in eval mode and, where there was one, in train mode. The model is left as found.
+    `runs` are the observed ones in eval mode and, where there was one, in train mode. Without `must_reach` they may have taken
+    another branch than the one with the site. The model is left as found.
     """
     reached: set[str] = set()
     stand_ins = {path: [_StandIn(site, reached.add) for site in sites if site.swap] for path, sites in owners.items()}
@@ -66,7 +69,7 @@ def unproved(
         for module in modules:
             if changed:
                 problems[module.site.name] = f"rewriting {path or 'the model'} changes what the model computes"
-            elif module.site.name not in reached:
+            elif must_reach and module.site.name not in reached and module.site.seen_in != "nowhere":
                 location = module.site.location
                 way = " -> ".join(step.expression for step in location.steps) if location else ""
                 problems[module.site.name] = (

@@ -329,7 +329,7 @@ class Closed(nn.Module):
 
 
 def test_required_arguments_of_plain_names_are_made() -> None:
-    inputs = next(candidates(Steps()))
+    inputs = next(candidates(Steps())).inputs
     assert [tuple(t.shape) for t in inputs.tensors()] == [(1, 2, 64, 64), (1,), (1, 2, 64, 64), (1, 2, 64, 64)]
     assert inputs.args[0].dtype == inputs.kwargs["image3"].dtype == torch.bfloat16
     assert inputs.args[1].dtype == torch.int64

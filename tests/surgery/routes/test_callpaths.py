@@ -22,6 +22,9 @@ MODELS: dict[type[nn.Module], dict[str, str]] = {
     d.Helper: {"root": SOURCE},
     d.HelperTwice: {"root:0": SOURCE, "root:1": SOURCE},
     d.HelperInLoop: {"root": SOURCE},  # which of the runs resizes follows the shapes
+    d.HelperThatNamesItself: {"root:0": SOURCE, "root:1": SOURCE},
+    d.FromTorchvision: {"root": SOURCE},
+    d.CallsItself: {"root:0": SOURCE, "root:1": SOURCE, "root:2": SOURCE},
     d.HelperOfHelper: {"root:0": SOURCE, "root:1": SOURCE},
     d.LoopInHelper: {"root:0": SOURCE, "root:1": SOURCE},
     d.Choice: {"root": SOURCE},
@@ -52,6 +55,11 @@ MODELS: dict[type[nn.Module], dict[str, str]] = {
     d.InContainer: {"blocks.0": SOURCE, "blocks.1": SOURCE},
     d.ThroughChildren: {"neck": SOURCE},
     d.SharedLayer: {"up": "feature => module"},
+    d.OneLayer: {"root:0": SOURCE, "root:1": SOURCE, "root:2": "logits"},
+    d.OneLayerInLoop: {"root:0": SOURCE, "root:1": SOURCE},
+    d.MadeLayers: {"root:0": SOURCE, "root:1": SOURCE, "root:2": SOURCE},
+    d.ListedLayers: {"root:0": SOURCE, "root:1": SOURCE, "root:2": SOURCE},
+    d.MethodInComprehension: {"root:0": SOURCE, "root:1": SOURCE},
     d.SharedBlock: {"block": SOURCE},
     d.DeepSupervision: {"root:0": SOURCE, "root:1": SOURCE},
     d.TrainOnly: {"merge": SOURCE},
@@ -112,6 +120,51 @@ def test_copies_pickles_and_plans(cls: type[nn.Module]) -> None:
             assert upswap.plan_of(model) == upswap.plan_of(patched)
             assert type(upswap.unpatch(model)) is cls
             invariants.assert_equal(invariants.outputs(model, (args, kwargs)), plain)
+
+
+def test_a_layer_called_at_several_places_can_share_one_upsampler() -> None:
+    model = build(d.OneLayerInLoop)
+    patched = upswap.patch(copy.deepcopy(model), given(model, 0), share_layers=True)
+    assert invariants.decisions(upswap.plan_of(patched)) == {"up": "feature => module"}
+    assert upswap.plan_of(patched).options.share_layers
+    shared = upswap.inspect(build(d.OneLayer), given(model, 0), share_layers=True)
+    assert invariants.decisions(shared) == {"up": "other"}
+    assert shared.site("up").reason == "called for several purposes: feature, logits"
+
+
+def test_hooks_of_a_layer_whose_calls_have_upsamplers_run() -> None:
+    model = build(d.OneLayerInLoop)
+    patched = upswap.patch(copy.deepcopy(model), given(model, 0))
+    seen: list[tuple[type, float, torch.Size, torch.Size]] = []
+
+    def before(layer: nn.Module, args: tuple[()], kwargs: dict[str, torch.Tensor]) -> tuple[Any, Any]:
+        return args, {"input": kwargs["input"] * 2}
+
+    def after(layer: nn.Module, args: Any, kwargs: dict[str, torch.Tensor], result: torch.Tensor) -> torch.Tensor:
+        assert isinstance(layer, nn.Upsample)
+        seen.append((nn.Upsample, float(layer.scale_factor), kwargs["input"].shape, result.shape))
+        return result + 1
+
+    expected = []
+    for one in (model, patched):
+        layer = one.get_submodule("up")
+        layer.register_forward_pre_hook(before, with_kwargs=True)
+        layer.register_forward_hook(after, with_kwargs=True)
+        expected.append(invariants.outputs(one, given(model, 1)))
+    invariants.assert_close(expected[1], expected[0], 1e-5)
+    assert len(seen) == 4
+    assert seen[:2] == seen[2:]
+
+
+def test_a_layer_put_in_the_place_of_a_called_one_runs_with_a_warning() -> None:
+    model = build(d.OneLayerInLoop)
+    patched = upswap.patch(copy.deepcopy(model), given(model, 0))
+    torch.manual_seed(0)
+    model.up = patched.up = nn.ConvTranspose2d(8, 8, 2, 2)
+    model.up.forward = lambda input: nn.ConvTranspose2d.forward(model.up, input)
+    with pytest.warns(upswap.UpswapWarning, match="which upswap does not know; the original ran"):
+        got = invariants.outputs(patched, given(model, 1))
+    invariants.assert_equal(got, invariants.outputs(model, given(model, 1)))
 
 
 #: What torch.compile itself refuses: the original does not compile whole either.

@@ -22,7 +22,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT = DySampleConfig
 
 #: What `upswap.patch` takes under the same names, whatever the upsampler.
-_SHARED = ("upsampler", "strict", "kinds", "include", "exclude")
+_SHARED = ("upsampler", "strict", "kinds", "include", "exclude", "share_layers")
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -98,6 +98,9 @@ _PATCH = [
         help="Options that differ at a site, or at those matching re:REGEX. Repeatable.",
     ),
     click.option("--strict", is_flag=True, help="Fail instead of falling back, as when groups do not divide channels."),
+    click.option(
+        "--share-layers", is_flag=True, help="One upsampler for an nn.Upsample that is called at several places."
+    ),
     click.option("--include", multiple=True, metavar="GLOB", help="Swap only sites of such names. Repeatable."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Keep sites of such names. Repeatable."),
     click.option(

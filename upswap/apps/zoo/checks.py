@@ -14,7 +14,7 @@ from ...plan.plan import Plan
 from ...probe.dataflow import tensors_in
 from ...probe.inputs.inputs import Inputs
 from ...probe.preserve import leaving_no_trace
-from ...surgery.apply import installed, undo
+from ...surgery.apply import installed, plan_of, undo
 from ...surgery.checking.verification import TOLERANCE, Capture, compare
 from ...surgery.replay import check_plan
 
@@ -90,7 +90,7 @@ def _keys(before: Mapping[str, Any], patched: nn.Module) -> str:
 
 
 def _gradients(patched: nn.Module, inputs: Inputs) -> str:
-    """A gradient that is not zero reaches every upsampler."""
+    """A gradient that is not zero reaches every upsampler that a run reaches."""
     model = copy.deepcopy(patched)
     model.zero_grad(set_to_none=True)
     for parameter in model.parameters():
@@ -105,8 +105,10 @@ def _gradients(patched: nn.Module, inputs: Inputs) -> str:
     torch.stack(losses).sum().backward()
     still = [
         path
-        for path, upsampler in installed(model)
-        if not any(p.grad is not None and p.grad.abs().sum() > 0 for p in upsampler.parameters())
+        for site in plan_of(model).swapped
+        if site.seen_in != "nowhere"
+        for path in filter(None, (site.module,))
+        if not any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.get_submodule(path).parameters())
     ]
     return f"no gradient reaches {', '.join(still)}" if still else ""
 

@@ -1,7 +1,9 @@
 """What the code of a model's classes says about the modules in it: who runs whatever is put into it, who asks for a
-layer's class."""
+layer's class, which layers only resize."""
 
 from __future__ import annotations
+
+from typing import TypeGuard
 
 from torch import nn
 
@@ -9,6 +11,11 @@ from .functions import names_by_function
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _CHILDREN = {"children", "named_children", "_modules"}
+
+
+def is_resize_layer(module: object) -> TypeGuard[nn.Upsample]:
+    """Whether a module is one whose forward is a resize call and nothing else: `nn.Upsample` and its subclasses."""
+    return isinstance(module, nn.Upsample) and type(module).forward is nn.Upsample.forward
 
 
 def runs_its_children(module: nn.Module) -> bool:
@@ -31,6 +38,15 @@ def asks_for_layers(model: nn.Module) -> bool:
 _RESIZES = ("interp", "upsampl", "resize", "upscale", "rescale")
 
 
+def names_a_resize(cls: type) -> bool:
+    """Whether the code of a class mentions a function or layer that resizes, by the names such have."""
+    return _names_a_resize(set().union(*names_by_function(cls)))
+
+
+def _names_a_resize(names: set[str]) -> bool:
+    return any(part in name.lower() for name in names for part in _RESIZES)
+
+
 def training_matters(model: nn.Module, called: set[str]) -> bool:
     """Whether some module's own code reads `training`, and names a resize or has parts that can resize and did not run in
     eval mode.
@@ -49,7 +65,7 @@ def training_matters(model: nn.Module, called: set[str]) -> bool:
             continue
         if cls not in names:
             names[cls] = set().union(*names_by_function(cls))
-        resizes = any(part in name.lower() for name in names[cls] for part in _RESIZES)
+        resizes = _names_a_resize(names[cls])
         if "training" in names[cls]:
             if resizes:
                 return True

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...errors import RewriteError
+from .class_code import is_resize_layer
 from .functions import reaching
 from .syntax import call_at
 
@@ -28,6 +29,7 @@ Position = tuple[int | None, ...]
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 # Files that may stand between a model's code and the recorder.
 _NOT_THE_MODEL = (F.__file__, sys.modules["torch.overrides"].__file__, nn.modules.module.__file__)
+_RESIZE_LAYER = nn.Upsample.forward.__code__
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 
 
@@ -67,14 +69,17 @@ class Trail(NamedTuple):
     problem: str = ""
 
 
-def trail(frame: FrameType, known: Callable[[nn.Module], bool], boundary: CodeType) -> Trail:
+def trail(
+    frame: FrameType, known: Callable[[nn.Module], bool], boundary: CodeType, *, through_layers: bool = False
+) -> Trail:
     """The way to the call that `frame` is making.
 
     `known` tells the modules of the model; `boundary` is the code that stands around every module's forward. The owner is
     the nearest module one of whose replaceable methods is on the stack, and the way starts in the outermost method of its
-    that leads there directly.
+    that leads there directly. A call of a resize layer that is no module of the model (one made in the forward, or kept in
+    a plain list) is a resize call itself; with `through_layers`, so is that of any resize layer.
     """
-    frames = _frames(frame, boundary)
+    frames = _frames(frame, boundary, lambda layer: through_layers or not known(layer))
     start = next((i for i, f in enumerate(frames) if _is_method(f, known)), None)
     if start is None:
         outer = frames[-1] if frames else frame
@@ -85,12 +90,17 @@ def trail(frame: FrameType, known: Callable[[nn.Module], bool], boundary: CodeTy
     return Trail(owner, hops, counting)
 
 
-def _frames(frame: FrameType | None, boundary: CodeType) -> list[FrameType]:
-    """The frames of one module's forward, innermost first."""
+def _frames(frame: FrameType | None, boundary: CodeType, passes: Callable[[nn.Module], bool]) -> list[FrameType]:
+    """The frames of one module's forward, innermost first, without those of the resize layers that `passes` names."""
     frames: list[FrameType] = []
-    while frame is not None and frame.f_code is not boundary:
-        if frame.f_code.co_filename not in _NOT_THE_MODEL:
-            frames.append(frame)
+    while frame is not None:
+        code = frame.f_code
+        layer = frame.f_locals.get(code.co_varnames[0]) if code in (boundary, _RESIZE_LAYER) else None
+        if not (is_resize_layer(layer) and passes(layer)):
+            if code is boundary:
+                break
+            if code.co_filename not in _NOT_THE_MODEL:
+                frames.append(frame)
         frame = frame.f_back
     return frames
 
@@ -119,7 +129,7 @@ def _outermost(frames: list[FrameType], start: int, known: Callable[[nn.Module],
             return start
         if not all(_within(outer.f_code, between.f_code) for between in frames[start + 1 : index]):
             return start
-        if not _calls_method(frames[start + 1], frames[start]):
+        if not _calls_method(outer.f_code, position(frames[start + 1]), frames[start]):
             return start
         start = index
     return start
@@ -129,10 +139,13 @@ def _is_nested(code: CodeType, outer: list[FrameType]) -> bool:
     return any(_within(frame.f_code, code) for frame in outer)
 
 
-def _calls_method(caller: FrameType, callee: FrameType) -> bool:
-    """Whether the expression a frame runs is `something.method(...)`, of the method that the callee's frame runs."""
+def _calls_method(caller: CodeType, where: Position, callee: FrameType) -> bool:
+    """Whether the expression at a position of the caller is `something.method(...)`, of the method the callee's frame runs.
+
+    The caller is the method whose text has it: a comprehension is a function of its own in Python 3.11 and none in 3.12.
+    """
     try:
-        function = call_at(caller.f_code, position(caller)).func
+        function = call_at(caller, where).func
     except RewriteError:
         return False
     module = _first_argument(callee)

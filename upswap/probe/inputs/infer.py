@@ -11,7 +11,7 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,13 +37,25 @@ _HOW = "pass example_inputs: a tensor, a tuple of positional arguments, a dict o
 
 
 class Recipe(NamedTuple):
-    """How to make inputs: `make(height, width)` for each of `sizes`, in the order to be tried."""
+    """How to make inputs: `make(height, width)` for each of `sizes`, in the order to be tried.
+
+    `declared` are those of the sizes that the model's own settings name.
+    """
 
     sizes: Sequence[Size]
     make: Callable[[int, int], Iterator[Inputs]]
+    declared: Collection[Size] = ()
 
 
-def candidates(model: nn.Module, size: int | Size | None = None) -> Iterator[Inputs]:
+class Candidate(NamedTuple):
+    """Inputs to try. Those of one `choice` differ in their size alone; `declared` says that the model names that size."""
+
+    inputs: Inputs
+    choice: int = 0
+    declared: bool = True
+
+
+def candidates(model: nn.Module, size: int | Size | None = None) -> Iterator[Candidate]:
     """Inferred inputs to try in order, at the size given or at each that the model may take.
 
     The values are random and the same each time; no global random state is used. Raises `InputError` where nothing is
@@ -66,7 +78,7 @@ def candidates(model: nn.Module, size: int | Size | None = None) -> Iterator[Inp
         for height, width in sizes:
             for inputs in itertools.islice(recipe.make(height, width), choice, choice + 1):
                 more = True
-                yield inputs
+                yield Candidate(inputs, choice, (height, width) in recipe.declared)
         if not more:
             return
 
@@ -76,7 +88,7 @@ def example_inputs_for(model: nn.Module, size: int | Size | None = None) -> Inpu
 
     Raises `InputError` as `candidates` does.
     """
-    return next(candidates(model, size))
+    return next(candidates(model, size)).inputs
 
 
 # Recognisers ----------------------------------------------------------------------------------------------------------------
@@ -122,7 +134,7 @@ def transformers_model(model: nn.Module) -> Recipe | None:
             for shape, choice in zip(shapes, choices, strict=False):
                 yield Inputs((), {name: _transformers_argument(maker, config, name, shape) for name in choice})
 
-    return Recipe(_sizes(model), make)
+    return Recipe(_sizes(model), make, _declared_sizes(model))
 
 
 def _argument_choices(
@@ -198,10 +210,10 @@ def image_model(model: nn.Module) -> Recipe | None:
             args = tuple(value for name, value in values.items() if name not in keyword_only)
             yield Inputs(args, {name: value for name, value in values.items() if name in keyword_only})
 
-    sizes = _sizes(model)
+    sizes, declared = _sizes(model), _declared_sizes(model)
     if dimensions == 3:  # a cube costs its side more than a square does
         sizes = [(height // 2, width // 2) for height, width in sizes]
-    return Recipe(sizes, make)
+    return Recipe(sizes, make, declared)
 
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d, 1: nn.Conv1d}
@@ -264,14 +276,14 @@ def _channels(model: nn.Module, dimensions: int = 2) -> list[int]:
     first, *others = dict.fromkeys(m.in_channels for m in model.modules() if isinstance(m, kind)) or [0]
     timm = [shape[0] for shape in _timm_shapes(model) if len(shape) == dimensions + 1]
     counts = dict.fromkeys([first, *timm, *(count for count in others if count in (1, 3, 4))])
+    # A stem may be given coordinates beside the image: two, or three with the distance from the middle.
+    counts |= dict.fromkeys(first - more for more in (dimensions, dimensions + 1) if 0 < first - more <= 4)
     return sorted(filter(None, counts), key=lambda count: count > 16)
 
 
 def _sizes(model: nn.Module) -> list[Size]:
     """The sizes to try, in order: `SIDES`, those the model's own settings name, and whole numbers of its patches."""
-    declared = map(_as_size, (*_settings(model, "image_size", "img_size"), *_timm_shapes(model)))
-    sizes = {(side, side) for side in SIDES}
-    sizes |= {size for size in declared if size and min(size) >= 8 and max(size) <= 2048}
+    sizes = {(side, side) for side in SIDES} | _declared_sizes(model)
     for value in _settings(model, "patch_size"):
         patch = max(_as_size(value) or (1, 1))
         if SIDES[0] % patch:
@@ -279,6 +291,12 @@ def _sizes(model: nn.Module) -> list[Size]:
         if 128 < patch <= 512:  # a tile, of an image that is cut at several scales (Depth Pro)
             sizes.add((4 * patch,) * 2)
     return sorted(sizes, key=lambda size: (abs(math.log(size[0] * size[1] / SIDES[0] ** 2)), size))
+
+
+def _declared_sizes(model: nn.Module) -> set[Size]:
+    """The sizes of images that the model's own settings name."""
+    declared = map(_as_size, (*_settings(model, "image_size", "img_size"), *_timm_shapes(model)))
+    return {size for size in declared if size and min(size) >= 8 and max(size) <= 2048}
 
 
 def _as_size(value: Any) -> Size | None:

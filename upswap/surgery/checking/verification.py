@@ -202,7 +202,7 @@ def _chosen(model: nn.Module, example_inputs: Any, sizes: Sequence[Any] | None) 
     if [tensor.shape for tensor in second.tensors()] == [tensor.shape for tensor in first.tensors()]:
         return
     with contextlib.suppress(InputError):  # the model takes one size only
-        yield first_that_runs(model, iter([second])).inputs
+        yield first_that_runs(model, [_examples.Candidate(second)]).inputs
 
 
 def _outputs(model: nn.Module, inputs: Inputs, inside: bool) -> tuple[torch.Tensor, ...]:

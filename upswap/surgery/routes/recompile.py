@@ -277,6 +277,10 @@ class _Template:
         # names (`self.__x`) and `super()` their meaning.
         factory.body = [ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in free]
         scope = _enclosing_class(code.co_qualname)
+        # What is defined in the factory would otherwise be a free variable of code that mentions it: a helper that calls itself.
+        own = sorted({node.name, scope or node.name} - set(free))
+        if own:
+            factory.body.append(ast.Global(own))
         if scope is not None:
             definition = cast(ast.ClassDef, ast.parse(f"class {scope}: pass").body[0])
             definition.body = [node]

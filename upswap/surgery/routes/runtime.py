@@ -7,13 +7,14 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from ...errors import UpswapWarning
+from ...probe.callsites.class_code import is_resize_layer
 from ...probe.callsites.functions import replaced
 
 #: The functions that resize, with the arguments their names imply.
@@ -70,10 +71,38 @@ def resize(
     if isinstance(function, functools.partial):
         args, given = (*function.args, *args), {**function.keywords, **kwargs}
         function = function.func
+    if is_resize_layer(function):
+        return _layer(target, getattr(owner, target.child), function, *args, **given)
     if function not in _IMPLIED:
         _say(f"site {target.site}: the resize was called through {original!r}, which upswap does not know")
         return function(*args, **given)
     return through(target, getattr(owner, target.child), *args, **{**_IMPLIED[function], **given})
+
+
+def _layer(target: Target, upsampler: nn.Module, layer: nn.Upsample, input: torch.Tensor) -> torch.Tensor:
+    """The call of an `nn.Upsample`, sent through an upsampler; its hooks run as they would have."""
+    call: Callable[..., torch.Tensor] = functools.partial(
+        through,
+        target,
+        upsampler,
+        size=layer.size,
+        scale_factor=layer.scale_factor,
+        mode=layer.mode,
+        align_corners=layer.align_corners,
+        recompute_scale_factor=layer.recompute_scale_factor,
+    )
+    if not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks):
+        return call(input)
+    hooked = object.__new__(_Hooked)
+    hooked.__dict__ = {**layer.__dict__, "_upswap_call": call}
+    return cast(torch.Tensor, hooked(input))
+
+
+class _Hooked(nn.Upsample):
+    """An `nn.Upsample` with the attributes and hooks of another, whose forward is a call of its own."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.__dict__["_upswap_call"](input))
 
 
 def enter(
@@ -128,7 +157,8 @@ def through(
     names the site.
     """
     unlike = None
-    if input.dim() != 4 or input.shape[1] not in target.channels:
+    traced: Any = input  # an FX trace has no shapes to look at
+    if not isinstance(traced, fx.Proxy) and (input.dim() != 4 or input.shape[1] not in target.channels):
         takes = " or ".join(map(str, target.channels))
         unlike = f"its upsampler takes (N, {takes}, H, W), this call has {tuple(input.shape)}"
     elif mode != target.mode or bool(align_corners) != target.align_corners or antialias:

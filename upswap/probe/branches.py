@@ -1,0 +1,134 @@
+"""What a model whose data choose a branch could call beside what it called: modules that did not run, lines not reached."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+from torch import nn
+
+from ..errors import RewriteError
+from .callsites.class_code import is_resize_layer, names_a_resize
+from .callsites.functions import attributes, functions_in
+from .callsites.syntax import calls_in, function_node
+from .observe import Observation
+
+#: The functions of torch that resize, by the last part of their names.
+_RESIZES = ("interpolate", "upsample", "upsample_nearest", "upsample_bilinear")
+
+
+def with_modules_alike(model: nn.Module, run: Observation) -> Observation:
+    """The run with the calls that modules which did not run would have made, after ones like them that did.
+
+    A model that reads the values of its tensors may choose a head by them, of several that are alike: of the same classes,
+    with parameters of the same shapes. Of a model that reads none, a module that did not run is not in use.
+    """
+    if not run.reads_values:
+        return run
+    calls, forwards = list(run.calls), dict(run.forwards)
+    for path, twin in _twins(model, run.called).items():
+        for call in run.calls:
+            if _is_inside(call.owner, twin):
+                owner = path + call.owner.removeprefix(twin)
+                caller = call.caller
+                if caller is not None and _is_inside(caller.owner, twin):
+                    caller = caller._replace(owner=path + caller.owner.removeprefix(twin))
+                else:
+                    caller = None
+                calls.append(dataclasses.replace(call, owner=owner, caller=caller, twin=call.owner))
+                forwards[owner] = run.forwards.get(call.owner)
+    return dataclasses.replace(run, calls=calls, forwards=forwards)
+
+
+def unreached(model: nn.Module, run: Observation) -> str | None:
+    """What is to be said of resizes that other values may lead to, and that are not listed as sites; None where there are
+    none."""
+    if not run.reads_values:
+        return None
+    ran = _that_ran(run.called)
+    twins = _twins(model, run.called)
+    found = [
+        path
+        for path, module in _outermost_idle(model, "", ran)
+        if path not in twins and any(map(_may_resize, module.modules()))
+    ]
+    found += _lines_not_reached(model, run)
+    if not found:
+        return None
+    shown = "; ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    return (
+        f"values choose what runs, and these did not; pass example_inputs that lead there to have them swapped: {shown}"
+    )
+
+
+def _may_resize(module: nn.Module) -> bool:
+    return is_resize_layer(module) or (
+        not type(module).__module__.startswith("torch.") and names_a_resize(type(module))
+    )
+
+
+def _lines_not_reached(model: nn.Module, run: Observation) -> list[str]:
+    """The resize calls in the methods of classes whose modules ran that no run made."""
+    made = {(hop.code.co_filename, hop.position) for call in run.calls for hop in call.place.hops}
+    lines: dict[str, None] = {}
+    for cls in dict.fromkeys(type(model.get_submodule(path)) for path in ("", *run.called)):
+        if cls.__module__.startswith("torch."):
+            continue
+        for function in (function for _, value in attributes(cls) for function in functions_in(value)):
+            code = function.__code__
+            for call in _resize_calls(code):
+                position = (call.lineno, call.col_offset, call.end_lineno, call.end_col_offset)
+                if (code.co_filename, position) not in made:
+                    lines[f"line {call.lineno} of {code.co_qualname}, {ast.unparse(call)}"] = None
+    return list(lines)
+
+
+def _resize_calls(code: CodeType) -> list[ast.Call]:
+    try:
+        calls = calls_in(function_node(code))
+    except RewriteError:
+        return []
+    return [call for call in calls if ast.unparse(call.func).rpartition(".")[2] in _RESIZES]
+
+
+def _that_ran(called: set[str]) -> set[str]:
+    """The paths of the modules that ran, and of those that something in them did: a container never runs itself."""
+    return {".".join(parts[:end]) for parts in (path.split(".") for path in called) for end in range(1, len(parts) + 1)}
+
+
+def _twins(model: nn.Module, called: set[str]) -> dict[str, str]:
+    """For each module that did not run, nor any in it, one that did and is like it; the outermost of them only."""
+    ran = _that_ran(called)
+    shape_of = functools.cache(lambda path: _shape_of(model.get_submodule(path)))
+    twins: dict[str, str] = {}
+    for path, module in _outermost_idle(model, "", ran):
+        of_its_class = (other for other, twin in model.named_modules() if other in ran and type(twin) is type(module))
+        twin = next((other for other in of_its_class if shape_of(other) == _shape_of(module)), None)
+        if twin is not None:
+            twins[path] = twin
+    return twins
+
+
+def _outermost_idle(module: nn.Module, path: str, ran: set[str]) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        inner = f"{path}.{name}" if path else name
+        if inner not in ran:
+            yield inner, child
+        else:
+            yield from _outermost_idle(child, inner, ran)
+
+
+def _shape_of(module: nn.Module) -> Any:
+    """The classes of a module and those in it, by name, and the shapes of its tensors."""
+    return (
+        [(name, type(inner)) for name, inner in module.named_modules()],
+        [(name, tensor.shape) for name, tensor in module.state_dict().items()],
+    )
+
+
+def _is_inside(path: str, outer: str) -> bool:
+    return path == outer or path.startswith(f"{outer}.")
