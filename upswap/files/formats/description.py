@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..._version import __version__
-from ...architectures.spec import parse
+from ...architectures.spec import parse_stored
 from ...errors import OptionError, PlanError, SourceError, UntrustedFileError, UpswapError
 from ...plan.plan import Plan
 from ...surgery.apply import is_patched, plan_of, undo
@@ -18,6 +18,7 @@ from ...surgery.replay import apply_plan
 from ..safety import allowed_names as trusting
 from ..safety.memory_limit import allocating_at_most, check_numbers
 from ..state_dict import assign
+from .traits import check_traits, give_traits, traits_of
 
 HEADER_SCHEMA = 1
 
@@ -33,7 +34,7 @@ def describe(model: nn.Module, spec: str | None, shared: Mapping[str, str]) -> d
         "upswap_version": __version__,
         "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
         "source": spec,
-        "training": model.training,
+        **traits_of(model),
         "shared": dict(shared),
         "plan": plan,
     }
@@ -50,6 +51,7 @@ def check_description(found: Any, path: Path) -> dict[str, Any]:
     shared = found.get("shared", {})
     if not isinstance(shared, dict) or not all(isinstance(name, str) for name in shared.values()):
         raise SourceError(f"{path} has a damaged upswap header: its shared tensors are not named")
+    check_traits(found, path)
     return found
 
 
@@ -67,14 +69,16 @@ def restored(
         )
     tensors = all_names(tensors, description, path)
     try:
-        spec = parse(description["source"]) if model is None and isinstance(description.get("source"), str) else None
+        spec = description.get("source") if model is None else None
+        spec = parse_stored(spec) if isinstance(spec, str) else None
         if spec is not None:
             check_numbers(spec.options, tensors, str(path))
         with allocating_at_most(tensors, str(path)):
-            made = build().train(bool(description.get("training"))) if model is None else model
+            made = build() if model is None else model
             if description.get("plan") is not None:
                 apply_plan(made, _checked(description["plan"], made, path))
         assign(made, tensors, path, keep_dtype=True)
+        give_traits(made, description)
     except Exception as error:  # the entries of a damaged or made-up description reach all of the above
         if model is not None and is_patched(model):
             undo(model)  # the caller's own
