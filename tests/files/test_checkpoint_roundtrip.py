@@ -20,8 +20,7 @@ from torch.utils import _pytree as pytree
 import generated
 import upswap
 from models import patched, unet
-from upswap.architectures.libraries import build
-from upswap.architectures.spec import Spec, parse
+from upswap.architectures.spec import Spec
 from upswap.files.checkpoint import says_how_it_is_built, spec_in
 from upswap.files.formats import safetensors as portable
 from upswap.files.open_source import open_source
@@ -270,38 +269,6 @@ def test_a_file_that_is_called_as_the_spec_is_not_looked_for(tmp_path: Path, mon
     assert type(upswap.load(path)).__name__ == "Unet"
 
 
-def test_a_spec_that_builds_another_model_is_left_out(tmp_path: Path) -> None:
-    recipe = {"blocks": (("up", "call", "nearest", 2),)}
-    model = generated.build(**recipe)
-    for change, text in (
-        (lambda m: setattr(m.up, "scale", 3), "python:generated:build?blocks=(('up','call','nearest',2),)"),
-        (lambda m: setattr(m.up.conv, "weight", nn.Parameter(torch.zeros(8, 8, 3, 3))), None),
-        (lambda m: None, "python:generated:build?blocks=(('up','call','nearest',3),)"),
-        (lambda m: None, "python:generated:nothing_there"),
-        (lambda m: None, "timm:hf-hub:some/one"),
-    ):
-        model = generated.build(**recipe)
-        change(model)
-        path = tmp_path / "model.safetensors"
-        if text is None:  # other weights are no other architecture
-            upswap.save(model, path, source=str(Spec("python", "generated:build", recipe)), force=True)
-            assert spec_in(path) is not None
-            continue
-        with pytest.warns(upswap.UpswapWarning, match="does not say how its model is built"):
-            upswap.save(model, path, source=text, force=True)
-        assert spec_in(path) is None
-        assert_equal(upswap.load(path, copy.deepcopy(model)), model)
-
-
-def test_options_that_fetch_weights_are_not_kept(tmp_path: Path) -> None:
-    torch.save(build(parse("timm:resnet10t")).state_dict(), tmp_path / "weights.pth")
-    source = f"timm:resnet10t?checkpoint_path={tmp_path / 'weights.pth'}"
-    model = open_source(source).model
-    path = upswap.save(model, tmp_path / "model.safetensors", source=source)
-    assert spec_in(path) == "timm:resnet10t"
-    assert torch.equal(upswap.load(path).fc.weight, model.fc.weight)
-
-
 def test_a_shared_block_keeps_its_upsampler_in_a_folder(tmp_path: Path) -> None:
     recipe = {"blocks": (("one", "call", "nearest", 2), ("two", "call", "nearest", 2))}
     model = upswap.patch(generated.build(**recipe))
@@ -309,33 +276,3 @@ def test_a_shared_block_keeps_its_upsampler_in_a_folder(tmp_path: Path) -> None:
     path = upswap.save(model, tmp_path / "folder")
     assert not any("upsample" in name for name in load_file(path / "model.safetensors"))
     assert_equal(upswap.load(path, generated.build(**recipe)), model)
-
-
-class Marked(nn.Module):
-    """Buffers that torch has marked as conjugate or negative, without changing their bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        base = torch.complex(torch.arange(6.0), torch.ones(6)).reshape(2, 3)
-        self.register_buffer("base", base)
-        self.register_buffer("conjugate", base.conj())
-        self.register_buffer("turned", base.conj().t())
-        self.register_buffer("negative", base.conj().imag)
-
-
-def test_conjugates_are_written_as_they_are_read(tmp_path: Path) -> None:
-    assert_equal(upswap.load(upswap.save(Marked(), tmp_path / "model.safetensors"), Marked()), Marked())
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "folder"])
-def test_tensors_without_bytes_are_named(name: str, tmp_path: Path) -> None:
-    sparse = nn.Module()
-    sparse.register_buffer("table", torch.eye(3).to_sparse())
-    for model, says in (
-        (nn.Conv2d(1, 1, 1, device="meta"), "'weight' .* meta device"),
-        (nn.LazyConv2d(1, 1), "'weight' .* run the model once"),
-        (sparse, "'table' .* use .pt"),
-    ):
-        with pytest.raises(upswap.SaveError, match=says):
-            upswap.save(model, tmp_path / name)
-    assert [*tmp_path.iterdir()] == []
