@@ -63,6 +63,7 @@ def saved(path: Path, name: str = "unets") -> Path:
     torch.save(model, path)
     for module in [module for module in sys.modules if module.partition(".")[0] in ("own_nets", "beside_them")]:
         del sys.modules[module]
+    sys.path[:] = [entry for entry in sys.path if entry != str(path.parent)]
     return path
 
 

@@ -146,17 +146,27 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allowed_names, "PACKAGES", (*allowed_names.PACKAGES, "generated"))
 
 
-@settings(
+FEW = settings(
     max_examples=30,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+@FEW
 @given(recipe=recipes(), chosen=options(), state=states())
 def test_what_is_saved_without_a_warning_is_loaded_equal(
     recipe: dict[str, Any], chosen: dict[str, Any], state: dict[str, Any]
 ) -> None:
+    check(recipe, chosen, state)
+
+
+@pytest.mark.slow
+@settings(FEW, max_examples=300, derandomize=False)
+@given(recipe=recipes(), chosen=options(), state=states())
+def test_so_are_many_more(recipe: dict[str, Any], chosen: dict[str, Any], state: dict[str, Any]) -> None:
     check(recipe, chosen, state)
 
 

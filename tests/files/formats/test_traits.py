@@ -53,9 +53,9 @@ def test_each_module_comes_back_in_its_own_mode(name: str, training: bool, tmp_p
 def test_what_is_frozen_stays_frozen(name: str, tmp_path: Path) -> None:
     model = upswap.freeze_host(upswap.patch(host()))
     frozen = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
-    given = host().requires_grad_(False)
-    again = loaded(model, name, tmp_path, given)
-    assert {key for key, parameter in again.named_parameters() if not parameter.requires_grad} == frozen
+    for trained in (True, False):
+        again = loaded(model, f"{trained}-{name}", tmp_path, host().requires_grad_(trained))
+        assert {key for key, parameter in again.named_parameters() if not parameter.requires_grad} == frozen
     assert 0 < len(frozen) < len(list(again.parameters()))
 
 
