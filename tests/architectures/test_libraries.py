@@ -55,7 +55,7 @@ def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path, monkeypatch) -> Non
         ("hf:some/dir", "no folder some/dir"),
         ("hf:.", "no config.json"),
         ("python:pkg", "package.module:factory"),
-        ("python:pkg:make", "no module pkg in"),
+        ("python:pkg:make", "needs the package pkg"),
         ("python:torch.nn:make", "no name 'make'"),
         ("python:torch.nn:Linear.weigh", "no name 'weigh'"),
         ("python:torch.nn:Linear", "missing 2 required"),

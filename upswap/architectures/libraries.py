@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 
 from ..errors import SourceError
-from .packages import first_line, import_for
+from .packages import first_line, import_for, import_own, in_current_folder
 from .spec import Spec
 
 #: Options that make a library fetch weights.
@@ -93,7 +90,7 @@ def _python(spec: Spec) -> nn.Module:
     module_name, _, path = spec.name.partition(":")
     if not path or not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
         raise SourceError(f"{spec} is not of the form python:package.module:factory")
-    found = _user_module(spec, module_name)
+    found: Any = import_own(module_name, str(spec))
     for part in path.split("."):
         if not hasattr(found, part):
             raise unknown(spec, "name", part, [name for name in dir(found) if not name.startswith("_")])
@@ -102,22 +99,8 @@ def _python(spec: Spec) -> nn.Module:
         return found
     if not callable(found):
         raise SourceError(f"{spec} leads to a {type(found).__name__}, which is neither a factory nor a torch.nn.Module")
-    return call(spec, found, **spec.options)
-
-
-def _user_module(spec: Spec, module_name: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise SourceError(f"{spec}: importing {module_name} fails: {error}") from error
-        raise SourceError(
-            f"{spec}: there is no module {error.name} in {os.getcwd()} or among the installed packages"
-        ) from error
-    except Exception as error:  # the user's own code; whatever it raises is about the spec
-        raise SourceError(f"{spec}: importing {module_name} fails: {first_line(error)}") from error
+    with in_current_folder(module_name):  # a factory may import what it needs when it is called
+        return call(spec, found, **spec.options)
 
 
 _BUILDERS: dict[str, Callable[[Spec], nn.Module]] = {

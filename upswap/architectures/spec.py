@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,31 @@ class Spec:
 
 
 def parse(text: str) -> Spec | None:
-    """The spec written in `text`, None where it is a path.
+    """The spec written in `text`, which a user gave, None where it is a path: that of a file goes before a spec.
 
     >>> parse("smp:unet?encoder_name=resnet18&classes=3")
     Spec(scheme='smp', name='unet', options={'encoder_name': 'resnet18', 'classes': 3})
     >>> parse("models/unet.pt") is None
     True
     """
-    scheme, colon, rest = text.partition(":")
-    if not colon or Path(text).exists():
+    if os.path.exists(text):  # `Path.exists` raises for a spec that is longer than the name of a file may be
         return None
-    if scheme not in SCHEMES:
-        if not scheme.isalpha() or len(scheme) == 1:
-            return None
+    spec = parse_stored(text)
+    scheme, colon, _ = text.partition(":")
+    if spec is None and colon and scheme.isalpha() and len(scheme) > 1:
         raise SourceError(f"{text!r} is no file, and {scheme}: is none of {', '.join(f'{s}:' for s in SCHEMES)}")
+    return spec
+
+
+def parse_stored(text: str) -> Spec | None:
+    """The spec in `text`, which a file has of its model, None where it is none. No file is looked for.
+
+    >>> parse_stored("unet.pt") is None
+    True
+    """
+    scheme, colon, rest = text.partition(":")
+    if not colon or scheme not in SCHEMES:
+        return None
     name, _, query = rest.partition("?")
     if not name:
         raise SourceError(f"{text!r} names no architecture; write for example smp:unet?encoder_name=resnet34&classes=3")

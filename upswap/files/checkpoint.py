@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..architectures.rebuild import rebuilds
-from ..architectures.spec import path_of
-from ..errors import OptionError, SaveError, SourceError
+from ..architectures.rebuild import rebuilds, stored_spec
+from ..architectures.spec import parse, path_of
+from ..errors import OptionError, SaveError, SourceError, UpswapWarning
 from ..shown import errors_shown
 from . import atomic
 from .formats import description, folder
 from .formats import pt as pickled
 from .formats import safetensors as portable
-from .provenance import spec_of
+from .provenance import spec_of, why_not_built_by
 from .safety.time_limit import loading_within_bounds
 from .state_dict import assign, is_state_dict
 
@@ -36,8 +37,8 @@ def save(model: nn.Module, path: str | Path, *, source: str | Path | None = None
     `path` ends in `.pt` or `.pth` (the whole model) or `.safetensors` (weights, Plan and the spec of the original), or has
     no suffix: then it is a folder in the layout of model hubs, with the library's own configuration for models of
     transformers and segmentation_models_pytorch. `source` is where the model came from: a file or folder, which is
-    then never written over, or a spec, which is kept so that `load` needs no model. Models of segmentation_models_pytorch
-    know their own spec.
+    then never written over, or a spec, which is kept so that `load` needs no model, once it is seen to build this
+    architecture. Models of segmentation_models_pytorch know their own spec.
 
     Raises:
         SaveError: the target exists and `force` is not set, or it cannot be written; what was there before still is.
@@ -45,9 +46,10 @@ def save(model: nn.Module, path: str | Path, *, source: str | Path | None = None
     path = Path(path)
     check_target(path, source=source, force=force)
     if _is_folder(path):
-        folder.save(model, _spec_for(model, source), path, force=force)
+        folder.save(model, _spec_for(model, source, path), path, force=force)
     elif path.suffix == ".safetensors":
-        atomic.write(path, lambda file: portable.save(model, _spec_for(model, source), file), force=force)
+        spec = _spec_for(model, source, path)
+        atomic.write(path, lambda file: portable.save(model, spec, file), force=force)
     else:
         atomic.write(path, lambda file: pickled.write(model, file), force=force)
         pickled.warn_where_not_loadable(path)
@@ -72,9 +74,14 @@ def check_target(path: str | Path, *, source: str | Path | None = None, force: b
 def load(path: str | Path, model: nn.Module | None = None, *, trust: Iterable[str] = ()) -> nn.Module:
     """The model in a file or folder that `save` or `torch.save` wrote, on the CPU, without running code from it.
 
-    A `.safetensors` and a folder are rebuilt from what they say of the original, or from `model`, the original
-    architecture, which is then patched in place and given the file's weights. `trust` names packages of your own: their
-    classes a `.pt` may use, and their factories a `python:` spec in a header may call.
+    It comes as it was saved, whatever the form: each module in its own mode (train or eval), each parameter requiring
+    gradients or not, so that training can go on. Call `.eval()` on a model that was saved in training.
+
+    Args:
+        path: a `.pt`, or a `.safetensors` or a folder, which are rebuilt from what they say of the original.
+        model: the original architecture, where a `.safetensors` or a folder does not say how it is built. It is patched in
+            place, and given the file's weights, modes and whatever else the file has.
+        trust: packages of your own: their classes a `.pt` may use, their factories a `python:` spec in a header may call.
 
     Raises:
         SourceError: no such file, or not one that holds a model; the message says what it is instead.
@@ -153,12 +160,26 @@ def _is_folder(path: Path) -> bool:
     return path.suffix not in SUFFIXES and (path.is_dir() or not path.suffix)
 
 
-def _spec_for(model: nn.Module, source: str | Path | None) -> str | None:
-    """The spec to keep: that of `source` where it builds a model anywhere, else what the model itself knows."""
-    if isinstance(source, str) and path_of(source) is None:
-        return source
-    given = source if isinstance(source, str) and path_of(source) != Path(source) else None
-    return spec_of(model) or given
+def _spec_for(model: nn.Module, source: str | Path | None, path: Path) -> str | None:
+    """The spec to keep: that of `source` where a file may build the model from it, else what the model itself knows."""
+    spec = parse(source) if isinstance(source, str) else None
+    if spec is None:
+        return spec_of(model)
+    if spec.scheme == "hf":
+        return spec_of(model) or str(source)
+    kept = stored_spec(spec)
+    problem = "it is fetched from elsewhere" if kept is None else why_not_built_by(kept, model)
+    if problem is None:
+        return str(kept)
+    known = spec_of(model)
+    if known is None:
+        warnings.warn(
+            f"{path} does not say how its model is built: {source} is not kept, because {problem}. Pass the model to load "
+            f"it: upswap.load({str(path)!r}, model)",
+            UpswapWarning,
+            stacklevel=3,
+        )
+    return known
 
 
 def _check_readable(path: Path) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from typing import Any
+
+import torch
 from torch import nn
 
 from ..architectures.libraries import build
 from ..architectures.spec import Spec, read_value, text_of
 from ..errors import PlanError, SourceError
-from ..surgery.apply import plan_of
+from ..surgery.apply import added_keys, plan_of
+
+#: Attributes that say nothing of what a model computes.
+_NO_SETTINGS = ("training", "name_or_path", "gradient_checkpointing", "grad_checkpointing")
 
 
 def spec_of(model: nn.Module) -> str | None:
@@ -29,14 +36,20 @@ def spec_of(model: nn.Module) -> str | None:
     if name is None or not all(read_value(text_of(value)) == value for value in options.values()):
         return None
     spec = Spec("smp", name, options)
+    return str(spec) if why_not_built_by(spec, model) is None else None
+
+
+def why_not_built_by(spec: Spec, model: nn.Module) -> str | None:
+    """What tells a model, patched or not, from what `spec` builds; None where that is the same architecture."""
     try:
-        return str(spec) if same_modules(model, build(spec)) else None
-    except SourceError:
-        return None
+        return None if same_modules(model, build(spec)) else "it builds a model of other modules or settings"
+    except SourceError as error:
+        return str(error)
 
 
 def same_modules(model: nn.Module, rebuilt: nn.Module) -> bool:
-    """Whether `model`, leaving upsamplers aside, has the modules of `rebuilt`: names, classes, settings."""
+    """Whether `model`, leaving upsamplers aside, has the modules of `rebuilt`: names, classes, settings, tied weights, and
+    the buffers that are in no state dict, of which `rebuilt` may be on the meta device."""
     try:
         added = {site.module: site.op for site in plan_of(model).swapped}
     except PlanError:
@@ -49,12 +62,44 @@ def same_modules(model: nn.Module, rebuilt: nn.Module) -> bool:
         return False
     if not all(name in added or _alike(own[name], module) for name, module in theirs.items()):
         return False
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items() if not key.startswith(inside)}
-    return shapes == {key: tensor.shape for key, tensor in rebuilt.state_dict().items()}
+    return _shapes(model, added_keys(model)) == _shapes(rebuilt, ()) and _same_unsaved(model, rebuilt)
 
 
 def _alike(mine: nn.Module, module: nn.Module) -> bool:
-    return isinstance(mine, type(module)) and mine.extra_repr() == module.extra_repr()
+    if not isinstance(mine, type(module)) or mine.extra_repr() != module.extra_repr():
+        return False
+    own = _settings(mine)
+    return all(own.get(name, value) == value for name, value in _settings(module).items())
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The plain values among a module's own attributes; a list is as good as a tuple, which JSON does not have."""
+    values = {name: _frozen(value) for name, value in vars(module).items() if name[:1] != "_"}
+    return {name: value for name, value in values.items() if value is not ... and name not in _NO_SETTINGS}
+
+
+def _frozen(value: Any) -> Any:
+    """A plain value with tuples for lists; ... for any other."""
+    if isinstance(value, tuple | list):
+        items = tuple(map(_frozen, value))
+        return ... if any(item is ... for item in items) else items
+    return value if value is None or isinstance(value, bool | int | float | str) else ...
+
+
+def _shapes(model: nn.Module, without: Container[str]) -> dict[str, tuple[Any, str]]:
+    """The entries of a state dict, each with its shape and the first name that the same tensor has."""
+    first: dict[int, str] = {}
+    state = {key: value for key, value in model.state_dict(keep_vars=True).items() if key not in without}
+    return {key: (getattr(value, "shape", None), first.setdefault(id(value), key)) for key, value in state.items()}
+
+
+def _same_unsaved(model: nn.Module, rebuilt: nn.Module) -> bool:
+    kept, own = rebuilt.state_dict(), dict(model.named_buffers())
+    return all(
+        buffer.is_meta or (name in own and torch.equal(own[name].cpu(), buffer.to(own[name].dtype).cpu()))
+        for name, buffer in rebuilt.named_buffers()
+        if name not in kept
+    )
 
 
 def _package(cls: type) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import SaveError, SourceError
 
@@ -23,19 +24,36 @@ def separated(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]
             raise SaveError(
                 f"the state dict has a {type(tensor).__name__} under {name!r}, which .safetensors cannot hold; use .pt"
             )
+        problem = _no_memory(tensor)
+        if problem is not None:
+            raise SaveError(f"{name!r} of the state dict {problem}")
         tensor = tensor.detach()
         place = tensor.untyped_storage().data_ptr()
-        view = (place, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        marks = (tensor.is_conj(), tensor.is_neg())
+        view = (place, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, *marks)
         if tensor.numel() and view in first:
             shared[name] = first[view]
             continue
         first[view] = name
+        # The format has bytes alone, in which torch's marks (conjugate, negative) would be lost.
+        tensor = tensor.resolve_conj().resolve_neg()
         # Another view of a storage already taken: the format has no views, so it becomes a tensor of its own.
         tensors[name] = (
             tensor.clone(memory_format=torch.contiguous_format) if place in storages else tensor.contiguous()
         )
         storages.add(place)
     return tensors, shared
+
+
+def _no_memory(tensor: torch.Tensor) -> str | None:
+    """Why a tensor has no bytes to be written, None for one that has."""
+    if is_lazy(tensor):
+        return "has no shape yet, which a lazy layer gets from its first input; run the model once"
+    if tensor.is_meta:
+        return "is on the meta device, where it has no values; load the model's weights first"
+    if tensor.layout is not torch.strided:
+        return f"is a tensor of the layout {tensor.layout}, which .safetensors cannot hold; use .pt"
+    return None
 
 
 def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, *, keep_dtype: bool = False) -> None:

@@ -158,3 +158,10 @@ def installed(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for site in plan_of(model).swapped:
         if site.module is not None:
             yield site.module, model.get_submodule(site.module)
+
+
+def added_keys(model: nn.Module) -> set[str]:
+    """The keys of a state dict that are the upsamplers', by every path of a module that is shared; none of a model as it was."""
+    made = {id(module) for _, module in installed(model)} if is_patched(model) else set()
+    paths = tuple(f"{path}." for path, module in model.named_modules(remove_duplicate=False) if id(module) in made)
+    return {key for key in model.state_dict() if key.startswith(paths)}

@@ -95,10 +95,10 @@ def _bytes(path: Path) -> int:
 
 
 def _load_line(path: Path, trust: tuple[str, ...], plan: Plan) -> str:
-    from ...architectures.spec import package_of, parse
+    from ...architectures.spec import package_of, parse_stored
     from ...files.checkpoint import says_how_it_is_built, spec_in
 
-    spec = parse(spec_in(path) or "")
+    spec = parse_stored(spec_in(path) or "")
     if spec is not None and spec.scheme == "python":
         trust = (*trust, package_of(spec).partition(".")[0])
     # To be pasted: texts are written as JSON, which Python reads alike, and a class is only named where it is a name.

@@ -14,7 +14,7 @@ from ...plan.plan import Plan
 from ...probe.dataflow import tensors_in
 from ...probe.inputs.inputs import Inputs
 from ...probe.preserve import leaving_no_trace
-from ...surgery.apply import installed, plan_of, undo
+from ...surgery.apply import added_keys, plan_of, undo
 from ...surgery.checking.verification import TOLERANCE, Capture, compare
 from ...surgery.replay import check_plan
 
@@ -83,9 +83,9 @@ def _trained(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
 def _keys(before: Mapping[str, Any], patched: nn.Module) -> str:
     """Every key and shape there was is there, and the new ones are the upsamplers'."""
     after = patched.state_dict()
-    inside = tuple(f"{path}." for path, _ in installed(patched))
+    added = added_keys(patched)
     lost = [key for key, shape in before.items() if key not in after or after[key].shape != shape]
-    foreign = [key for key in after if key not in before and not key.startswith(inside)]
+    foreign = [key for key in after if key not in before and key not in added]
     return f"lost: {lost[:3]}, foreign: {foreign[:3]}" if lost or foreign else ""
 
 

@@ -37,7 +37,8 @@ def run(task: Task) -> Row:
             warnings.simplefilter("ignore")
             _run(task, row)
     except UpswapError as error:
-        row.status = "cannot be built" if isinstance(error, SourceError) and "build" in row.seconds else "failed"
+        if not isinstance(error, SourceError):
+            row.status = "failed"  # a source that cannot be opened has said so itself, in `_run`
         row.error = str(error).removeprefix(task.source).lstrip(": ")  # the row says of which model it is
     except MemoryError:
         raise

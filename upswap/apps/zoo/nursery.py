@@ -160,6 +160,7 @@ def _child(task: Task, answer: Connection, output: int) -> None:
             address_space = _mapped() + limit
             resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
         row = run(task)
+        # torch has no class of error for this, only the words.
         if limit is not None and "can't allocate memory" in row.error:
             row.status, row.error = "failed", _too_large(limit)
     except MemoryError:

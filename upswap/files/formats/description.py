@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..._version import __version__
-from ...architectures.spec import parse
+from ...architectures.spec import parse_stored
 from ...errors import OptionError, PlanError, SourceError, UntrustedFileError, UpswapError
 from ...plan.plan import Plan
 from ...shown import one_line
@@ -20,6 +20,7 @@ from ...surgery.replay import apply_plan
 from ..safety import allowed_names as trusting
 from ..safety.memory_limit import Budget
 from ..state_dict import assign
+from .traits import check_traits, give_traits, traits_of
 
 HEADER_SCHEMA = 1
 
@@ -35,7 +36,7 @@ def describe(model: nn.Module, spec: str | None, shared: Mapping[str, str]) -> d
         "upswap_version": __version__,
         "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
         "source": spec,
-        "training": model.training,
+        **traits_of(model),
         "shared": dict(shared),
         "plan": plan,
     }
@@ -52,6 +53,7 @@ def check_description(found: Any, path: Path) -> dict[str, Any]:
     shared = found.get("shared", {})
     if not isinstance(shared, dict) or not all(isinstance(name, str) for name in shared.values()):
         raise SourceError(f"{path} has a damaged upswap header: its shared tensors are not named")
+    check_traits(found, path)
     return found
 
 
@@ -70,12 +72,13 @@ def restored(
     tensors = all_names(tensors, description, path)
     budget = Budget(tensors, str(path))
     try:
-        spec = parse(description["source"]) if model is None and isinstance(description.get("source"), str) else None
+        spec = description.get("source") if model is None else None
+        spec = parse_stored(spec) if isinstance(spec, str) else None
         if spec is not None:
             budget.check_numbers(spec.options)
         if model is None:
             with budget.building():
-                made = build().train(bool(description.get("training")))
+                made = build()
         else:
             made = model
         if description.get("plan") is not None:
@@ -84,6 +87,7 @@ def restored(
             # The caller's own model may take what it takes.
             apply_plan(made, plan, budget.building, budget.running if model is None else contextlib.nullcontext)
         assign(made, tensors, path, keep_dtype=True)
+        give_traits(made, description)
     except Exception as error:  # the entries of a damaged or made-up description reach all of the above
         if model is not None and is_patched(model):
             undo(model)  # the caller's own

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from ...architectures.rebuild import rebuild, rebuilds
-from ...architectures.spec import parse
-from ...errors import PlanError, SaveError, SourceError
-from ...surgery.apply import installed
+from ...architectures.spec import parse_stored
+from ...errors import SaveError, SourceError
+from ...surgery.apply import added_keys
 from .. import atomic
 from ..provenance import same_modules
 from ..safety.memory_limit import Budget
@@ -36,7 +36,7 @@ UPSAMPLERS = "upswap.safetensors"
 def save(model: nn.Module, spec: str | None, folder: Path, *, force: bool) -> None:
     """Write the folder. What other files it has stay (a README, a .git)."""
     tensors, shared = separated(model)
-    added = _upsampler_keys(model)
+    added = added_keys(model)
     host = {name: tensor for name, tensor in tensors.items() if name not in added}
     own = {name: tensor for name, tensor in tensors.items() if name in added}
     across = [name for name, same in shared.items() if (name in added) != (same in added)]
@@ -113,7 +113,7 @@ def _build(
     source = description.get("source")
     if not rebuilds(source, trust) and _has_config(folder, description):
         return hub.build_from_config(folder, tensors)
-    spec = parse(source) if isinstance(source, str) else None
+    spec = parse_stored(source) if isinstance(source, str) else None
     if spec is None or spec.scheme == "hf":
         raise SourceError(f"{folder} does not say how its model is built; pass it: upswap.load({str(folder)!r}, model)")
     Budget(tensors, str(folder)).check_numbers(spec.options)
@@ -130,14 +130,6 @@ def _builds(config: str | None, model: nn.Module) -> bool:
     been changed after it was made."""
     built = None if config is None else hub.skeleton(model, config)
     return built is not None and same_modules(model, built)
-
-
-def _upsampler_keys(model: nn.Module) -> set[str]:
-    try:
-        paths = tuple(f"{path}." for path, _ in installed(model))
-    except PlanError:  # not patched
-        return set()
-    return {name for name in model.state_dict() if name.startswith(paths)}
 
 
 def _write_text(text: str, path: Path) -> None:

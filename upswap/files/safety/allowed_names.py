@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ...architectures.packages import check_trust, inside, missing_package
+from ...architectures.packages import check_trust, import_own, inside, missing_package
 from ...errors import SourceError, UntrustedFileError
 from ...shown import one_line
 from ...surgery.rewritten_class import Pending, restore
@@ -224,7 +224,7 @@ def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> Any:
         raise _Refused("not in a package upswap knows")
     if not (name.isascii() and all(part.isidentifier() for part in name.split("."))):
         raise _Refused("not a name")
-    found = _imported(name, path)
+    found = _imported(name, path, trusted)
     if name in FUNCTIONS and callable(found):
         return found
     defined_in = getattr(found, "__module__", None) or ""
@@ -235,12 +235,13 @@ def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> Any:
     return found
 
 
-def _imported(name: str, path: str) -> Any:
-    """What has that name in its module, which is imported. `SourceError` where one of them is not there."""
+def _imported(name: str, path: str, trusted: tuple[str, ...]) -> Any:
+    """What has that name in its module, which is imported; one of `trusted` may be in the current folder. `SourceError` where
+    one of them is not there."""
     module_name, _, attribute = name.rpartition(".")
     top = name.partition(".")[0]
     try:
-        module = importlib.import_module(module_name)
+        module = import_own(module_name, path) if inside(name, trusted) else importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name == top:
             raise missing_package(top, path) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import sys
 from types import CodeType
 
@@ -116,5 +117,7 @@ def is_function(step: Step, code: CodeType, module: str) -> bool:
 
 def _short(filename: str) -> str:
     """A file as its package names it, so that plans say the same on every machine."""
-    parents = [entry.rstrip("/") + "/" for entry in sys.path if entry and filename.startswith(entry.rstrip("/") + "/")]
+    # A package of the user's own may be in the current folder without that being on the path.
+    places = {entry.rstrip("/") + "/" for entry in (*sys.path, os.getcwd()) if entry}
+    parents = [place for place in places if filename.startswith(place)]
     return filename.removeprefix(max(parents, key=len)) if parents else filename.rpartition("/")[2]
