@@ -20,8 +20,10 @@ from ...errors import PlanError, SaveError, SourceError, UntrustedFileError, Ups
 from ...shown import one_line
 from ...surgery import apply as rewrite
 from ...surgery import rewritten_class
+from ...surgery.routes.names import odd_names
 from ..safety import allowed_names as trusting
 from ..safety import pickle_scan as screen
+from ..safety.module_state import check_modules
 from ..safety.stand_ins import unseal
 from ..state_dict import is_state_dict
 
@@ -61,8 +63,16 @@ def _pickle(model: nn.Module, writer: _Writer) -> None:
         ) from error
 
 
-def warn_where_not_loadable(path: Path) -> None:
-    """Tell now, not on loading, that a file needs more than the allow-list has."""
+def warn_where_not_loadable(model: nn.Module, path: Path) -> None:
+    """Tell now, not on loading, that the file of a model needs more than the allow-list has."""
+    odd = next(odd_names(model), None)
+    if odd is not None:
+        told = UpswapWarning(
+            f"the file is written, and upswap.load will refuse it: a part of a {odd[0]} has the name {odd[1]!r}, which is no "
+            "plain name or number. A .safetensors or a folder can be loaded with model="
+        )
+        warnings.warn(told, stacklevel=3)
+        return
     try:
         pickled = screen.archive(path)
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -88,6 +98,7 @@ def read(path: Path, trust: tuple[str, ...]) -> Any:
             found = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(found, nn.Module):
             screen.check_tree(found, len(pickled))
+            check_modules(found, trust)
             unseal(found)
             if rewrite.is_patched(found):
                 rewrite.plan_of(found)  # of a schema that this version reads

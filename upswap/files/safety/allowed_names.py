@@ -127,8 +127,9 @@ def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -
         else:
             pairs.append((seal(found), name))
             # Setting state needs the real class on the list too. A newline ends a name inside a pickle, so this name
-            # is one that no file can spell.
-            pairs.append((found, f"\n{index}"))
+            # is one that no file can spell. A member of an enumeration has no state of its own to be set: it is everybody's.
+            if not issubclass(found, enum.Enum):
+                pairs.append((found, f"\n{index}"))
     if refused:
         raise UntrustedFileError(*_refusal(refused, path))
     return pairs

@@ -9,7 +9,7 @@ import enum
 import importlib
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -58,10 +58,22 @@ class Sealed(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """What a pickle's REDUCE reaches. Enumerations look a member up this way, and namespaces are made blank."""
         if issubclass(cls.original, enum.Enum) and len(args) == 1 and not kwargs:
-            return cls.original(args[0])
+            # Looked up, not called: an enumeration may run code for an unknown value, and a flag keeps what it makes.
+            found = next((member for member in _members(cls.original) if _is_same(member.value, args[0])), None)
+            if found is not None:
+                return found
         if issubclass(cls.original, types.SimpleNamespace) and not args and not kwargs:
             return types.SimpleNamespace.__new__(cls.original)
         raise UntrustedFileError(f"it tries to call {cls.original.__module__}.{cls.original.__qualname__}")
+
+
+def _members(cls: type[enum.Enum]) -> Iterable[enum.Enum]:
+    return cls.__members__.values()
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Equality of plain values, without asking an object of the file."""
+    return type(value) is type(other) and isinstance(value, str | int | float | bytes) and value == other
 
 
 class SealedFunction:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ...plan.site import Site, child_of
+from .names import odd_names
 from .refusals import Misfit, NotFaithful
 from .tracer import trace
 
@@ -21,6 +23,9 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
     Raises `NotFaithful` where the graph would not be right for every input.
     """
     _check_traceable(sites, forward)
+    odd = next(odd_names(owner), None)
+    if odd is not None:
+        raise NotFaithful(f"a part of a {odd[0]} has the name {odd[1]!r}")
     tensor = next(iter((*owner.parameters(), *owner.buffers())), None)
     device = torch.device("cpu") if tensor is None else tensor.device
     graph = trace(owner, forward, device)
@@ -58,14 +63,44 @@ def _call_upsamplers(graph: fx.Graph, sites: Sequence[Site]) -> None:
 
 
 def _compile(graph: fx.Graph, owner: nn.Module) -> types.FunctionType:
-    """The graph as a function in the place of the owner's forward."""
+    """The graph as a function in the place of the owner's forward.
+
+    No name of the model goes into the text that FX writes: there each path is a number, and the syntax tree gets the path as
+    a constant.
+    """
+    paths: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = paths.setdefault(str(node.target), f"_upswap_path_{len(paths)}")
     code = graph.python_code("self")
+    tree = _Paths({alias: path for path, alias in paths.items()}).visit(ast.parse(code.src))
     namespace: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, f"<upswap graph of {type(owner).__qualname__}>", "exec"), namespace)  # noqa: S102 - FX wrote it
+    filename = f"<upswap graph of {type(owner).__qualname__}>"
+    exec(compile(ast.fix_missing_locations(tree), filename, "exec"), namespace)  # noqa: S102 - FX wrote it
     made: types.FunctionType = namespace["forward"]
     for attribute in ("__doc__", "__module__", "__qualname__", "__annotations__"):
         setattr(made, attribute, getattr(type(owner).forward, attribute))
     return made
+
+
+class _Paths(ast.NodeTransformer):
+    """Puts the parts of a module in the place of the attributes that stand for their paths."""
+
+    def __init__(self, paths: Mapping[str, str]) -> None:
+        self.paths = paths
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        """`self.alias` as `getattr(self.first, "0")`."""
+        self.generic_visit(node)
+        if node.attr not in self.paths:
+            return node
+        value = node.value
+        for part in self.paths[node.attr].split("."):
+            if part.isidentifier():
+                value = ast.Attribute(value, part, ast.Load())
+            else:
+                value = ast.Call(ast.Name("getattr", ast.Load()), [value, ast.Constant(part)], [])
+        return value
 
 
 def _call_upsampler(graph: fx.Graph, node: fx.Node, site: Site) -> None:
