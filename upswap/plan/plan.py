@@ -149,7 +149,7 @@ class Plan:
         plan = _schema.made(cls, schema1.upgrade_plan(data) if data["schema"] == 1 else data, "plan")
         repeated = [name for name, count in Counter(site.name for site in plan.sites).items() if count > 1]
         if repeated:
-            raise PlanError(f"this is not a plan upswap wrote: several sites are named {', '.join(repeated)}")
+            raise PlanError(f"this is not a plan upswap wrote: several sites are named {', '.join(repeated[:5])}")
         return dataclasses.replace(plan, options=_frozen_options(plan.options)).replace_sites(
             dataclasses.replace(site, config=_frozen(site.config), settings=_frozen(site.settings))
             for site in plan.sites
