@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import importlib
 import inspect
+import json
 import linecache
 import multiprocessing
 import pickle
@@ -736,9 +737,25 @@ def test_a_plan_of_many_sites_takes_work_by_their_number(what: str) -> None:
     assert twice - none < 2.2 * (some - none)
 
 
-def test_sites_that_do_not_fit_are_all_named_however_many() -> None:
+def test_sites_that_do_not_fit_make_no_message_without_end() -> None:
     plan = upswap.plan_of(upswap.patch(tiny(), image())).to_dict()
     plan["sites"] = _many(plan["sites"], "of other calls", 300)
-    with pytest.raises(PlanError, match=r"no longer has the call") as caught:
+    with pytest.raises(PlanError, match=r"no longer has the call[^$]*and \d+ more$") as caught:
         check_plan(tiny(), Plan.from_dict(plan))
-    assert all(f"  {site['name']}: " in str(caught.value) for site in plan["sites"][-300:])
+    assert len(str(caught.value)) < 20_000
+
+
+def test_inputs_without_elements_are_not_gone_along() -> None:
+    class Loops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.up = nn.Upsample(scale_factor=2)
+
+        def forward(self, x):
+            return torch.cat([self.conv(self.up(self.conv(one[None])[:, :3])) for one in x])
+
+    plan = upswap.plan_of(upswap.patch(Loops().eval(), torch.zeros(2, 3, 8, 8))).to_dict()
+    assert '"tensor": [2, 3, 8, 8]' in json.dumps(plan["inputs"])
+    plan["inputs"] = json.loads(json.dumps(plan["inputs"]).replace("[2, 3, 8, 8]", "[1000000000, 3, 0, 0]"))
+    assert calls_made(lambda: check_plan(Loops().eval(), Plan.from_dict(plan))) < 100_000

@@ -45,7 +45,7 @@ def made(cls: type[T], data: Any, where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in data if key not in fields)
     if unknown:
-        raise PlanError(f"unknown entries in a {cls.__name__}: {one_line(', '.join(unknown), 300)} (in {where})")
+        raise PlanError(f"unknown entries in a {cls.__name__}: {one_line(', '.join(unknown[:5]), 300)} (in {where})")
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in data:

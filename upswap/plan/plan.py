@@ -151,7 +151,7 @@ class Plan:
         repeated = [name for name, count in Counter(site.name for site in plan.sites).items() if count > 1]
         if repeated:
             raise PlanError(
-                f"this is not a plan upswap wrote: several sites are named {one_line(', '.join(repeated), 300)}"
+                f"this is not a plan upswap wrote: several sites are named {one_line(', '.join(repeated[:5]), 300)}"
             )
         return dataclasses.replace(plan, options=_frozen_options(plan.options)).replace_sites(
             dataclasses.replace(site, config=_frozen(site.config), settings=_frozen(site.settings))

@@ -47,7 +47,7 @@ def check_plan(
 
     The owners are rewritten inside `building`. The model is run inside `running`, or, where that raises `MemoryError`,
     without memory.
-    Raises `PlanError` naming every site of `plan` that `model` does not have as the plan knew it.
+    Raises `PlanError` naming the sites of `plan` that `model` does not have as the plan knew it.
     """
     if not plan.swapped:
         raise PlanError("this plan swaps nothing")
@@ -154,6 +154,9 @@ def _inputs(model: nn.Module, description: Mapping[str, Any]) -> Inputs | None:
         # First without memory: a description may be of any size.
         shapes = describe.build(description, lambda shape, dtype: torch.empty(shape, dtype=dtype, device="meta"))
         if not isinstance(shapes, Inputs) or _counts_far(shapes):
+            return None
+        # Without elements, but with a side that a model goes along.
+        if any(size > _COUNTABLE for tensor in shapes.tensors() for size in tensor.shape):
             return None
         if sum(tensor.numel() for tensor in shapes.tensors()) > REAL_LIMIT:
             return None

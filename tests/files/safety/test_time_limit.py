@@ -17,6 +17,7 @@ from upswap.files.formats import host_folder
 from upswap.files.formats import safetensors as portable
 from upswap.files.safety import time_limit
 from upswap.files.safety.time_limit import loading_within_bounds
+from work import calls_made
 
 
 @pytest.fixture
@@ -79,6 +80,21 @@ def test_nothing_comes_afterwards_and_other_errors_pass(file: Path) -> None:
     end = time.process_time() + 1.5
     while time.process_time() < end:
         pass
+    assert calls_made(lambda: str(1)) < 100  # Python can still be profiled
+
+
+def test_one_that_comes_at_the_end_is_not_left_for_later(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_limit, "_SECONDS", -1.0)  # at once
+    monkeypatch.setattr(time_limit, "_EVERY", 0.001)
+    refused = 0
+    for index in range(100):
+        try:
+            with loading_within_bounds(file):
+                time.sleep(0.0005 + index * 0.00001)
+        except SourceError:
+            refused += 1
+        sum(range(100))
+    assert refused
 
 
 def test_a_larger_file_may_take_longer(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,7 +292,8 @@ def _transformers_class(
             )
         raise SourceError(f"{folder / CONFIG} names no architecture of transformers or SMP")
     _check_config(folder, config)
-    Budget(tensors, str(folder / CONFIG)).check_numbers(config, _LARGEST_NUMBER)
+    whole = [number for number in pytree.tree_leaves(config) if isinstance(number, int)]
+    Budget(tensors, str(folder / CONFIG)).check_numbers(whole, _LARGEST_NUMBER)
     transformers = import_for("transformers", spec)
     try:
         found = getattr(transformers, names[0], None)

@@ -60,19 +60,19 @@ class _Watch:
         """Inside, `_TooLong` may come at any time; afterwards, never."""
         done, thread = threading.Event(), threading.get_ident()
         watching = threading.Thread(target=self._look, args=(thread, _clock(thread), done), daemon=True)
-        watching.start()
         try:
+            watching.start()
             yield
         finally:
             try:
                 done.set()
                 watching.join()
+                for _ in range(10):  # one that is on its way comes here at the latest
+                    pass
             except _TooLong:
                 done.set()
                 watching.join()
                 raise
-            finally:
-                _raise_in(thread, None)
 
     def _look(self, thread: int, clock: Callable[[], float], done: threading.Event) -> None:
         begin, held, again = clock(), _resident(), 0.0
@@ -115,6 +115,9 @@ def _imports(frame: FrameType | None) -> bool:
     return False
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Have a thread raise an error at its next instruction; None takes back one that has not come yet."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Have a thread raise an error at its next instruction.
+
+    It cannot be taken back: Python 3.11 would look for it at every instruction from then on, and hang in a profiler.
+    """
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))

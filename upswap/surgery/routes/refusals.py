@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from ...errors import PlanError, RewriteError
 
+#: More than any model has.
+_MOST_NAMED = 100
+
 
 def does_not_fit(what: str, causes: Mapping[str, str]) -> PlanError:
-    """The error for sites that are not as a Plan knew them, with the cause of each."""
+    """The error for sites that are not as a Plan knew them, with the cause of each; a stranger's plan may have thousands."""
+    lines = [f"  {name}: {cause}" for name, cause in itertools.islice(causes.items(), _MOST_NAMED)]
+    if len(causes) > _MOST_NAMED:
+        lines.append(f"  and {len(causes) - _MOST_NAMED} more")
     return PlanError(
         f"{what}. Install the version of their library that they were patched with, or patch the model anew:",
-        *(f"  {name}: {cause}" for name, cause in causes.items()),
+        *lines,
     )
 
 
