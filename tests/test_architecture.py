@@ -34,7 +34,6 @@ WITHOUT = {
     "apps/zoo/rows.py",
     "architectures/spec.py",
     "files/formats/description.py",
-    "files/formats/folder.py",
     "files/formats/pt.py",
     "files/formats/safetensors.py",
     "files/safety/stand_ins.py",
