@@ -51,8 +51,8 @@ def wall(sources: list[str], folder: Path, settings: Settings, jobs: int) -> tup
     """Seconds of a run over `sources`, its rows, and the largest resident memory of a worker's nursery in bytes."""
     folder.mkdir()
     journal = Journal(folder)
-    journal.start(settings)
-    targets = catalog.targets(sources, folder, FORMATS[settings.output or "plan"])
+    suffix = FORMATS[settings.output or "plan"]
+    targets = journal.start(settings, lambda claimed: catalog.targets(sources, folder, suffix, claimed))
     tasks = [Task(source, str(target), settings, os.getcwd()) for source, target in targets.items()]
     peak = [0.0]
     ended = threading.Event()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import torch
 from torch import nn
 
 import upswap
-from upswap import SaveError
+from upswap import SaveError, SourceError, UpswapWarning
 from upswap.files import atomic
 
 FORMS = (".pt", ".safetensors")
@@ -62,12 +63,15 @@ def save_together(folder: Path, text: str, force: bool = True) -> None:
 
 
 def check_together_whole(folder: Path, kept: bool) -> None:
-    """With a marker, files of one save; without one, and where there were old files, those are still on the disk."""
+    """Once what a kill cut off is finished, files of one save, or none where there were none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UpswapWarning)
+        atomic.recover(folder, "upswap.json")
     if (folder / "upswap.json").exists():
         assert len({(folder / name).read_text() for name in NAMES}) == 1, names(folder)
-    elif kept:
-        found = [path for path in folder.iterdir() if path.is_file() and path.read_text() == "old" * 1000]
-        assert len(found) == len(NAMES), names(folder)
+    else:
+        assert not kept
+        assert not set(names(folder)) & set(NAMES)
 
 
 #: Calls that change nothing on the disk; dying at them is dying at the one before.
@@ -261,7 +265,8 @@ def test_the_target_is_guarded(tmp_path: Path) -> None:
         "model.bin": "must end in",
         "pipe.pt": "not a regular file",
         "dangling.pt": "no folder",
-        f"{'x' * 250}.pt": "cannot be written: File name too long",
+        f"{'x' * 253}.pt": "cannot be written: File name too long",
+        "x" * 256: "cannot be written: File name too long",
     }.items():
         with pytest.raises(SaveError, match=says):
             upswap.save(small(2), tmp_path / name, force=name != "source.pt")
@@ -458,8 +463,8 @@ def test_every_step_of_several_files_may_fail(old: bool, tmp_path: Path, monkeyp
                 continue
             assert {path.read_text() for path in home.iterdir()} == {"old" * 1000}
         assert names(home) == sorted(NAMES)
-    # The last open is that of the folder, to lock it; then three or six renamings.
-    steps = ["mkdir", "open", "open", "fsync"] * len(NAMES) + ["open"] + ["rename"] * (3 + 3 * old)
+    # The last open is that of the folder, to lock it; then four or seven renamings.
+    steps = ["mkdir", "open"] + ["open", "fsync"] * len(NAMES) + ["open"] + ["rename"] * (4 + 3 * old)
     assert failed == ([] if old else ["mkdir"]) + steps
 
 
@@ -500,12 +505,16 @@ def test_a_failing_fill_leaves_nothing(tmp_path: Path) -> None:
 
 def test_temporary_files_of_the_living_stay(tmp_path: Path) -> None:
     """Only a dead process's file goes: two may save the same target at once, and the last one stays."""
-    target, stranger = tmp_path / "model.pt", tmp_path / ".model.pt.0123456789.tmp"
-    stranger.touch()  # not a name of ours
-    (tmp_path / ".model.pt.01234567.tmp").mkdir()
-    (tmp_path / ".model.pt.01234567.tmp" / "model.pt").touch()
+    target = tmp_path / "model.pt"
+    strangers = [".upswap-01234567-01234567.tmp", ".model.pt.01234567.tmp"]  # of another target, and not a name of ours
+    for name in strangers:
+        (tmp_path / name).mkdir()
+    dead: list[Path] = []
 
     def fill(path: Path) -> None:
+        dead.append(path.parent.with_name(f"{path.parent.name[:-12]}01234567.tmp"))
+        dead[0].mkdir(exist_ok=True)
+        (dead[0] / "new").touch()
         path.write_text("outer")
         atomic.write(target, lambda inner: inner.write_text("inner") and None)
         assert path.read_text() == "outer"
@@ -513,7 +522,30 @@ def test_temporary_files_of_the_living_stay(tmp_path: Path) -> None:
 
     atomic.write(target, fill, force=True)
     assert target.read_text() == "outer"
-    assert names(tmp_path) == [stranger.name, "model.pt"]
+    assert not dead[0].exists()
+    assert names(tmp_path) == sorted([*strangers, "model.pt"])
+
+
+#: 255 bytes each: the most that a name may have.
+LONGEST = ("x" * 255, "\u00e9" * 127 + "x", "\U0001d54f" * 63 + "xyz")
+
+
+@pytest.mark.parametrize("suffix", [*FORMS, ""])
+@pytest.mark.parametrize("name", LONGEST, ids=["ascii", "two bytes", "four bytes"])
+def test_the_longest_names(name: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / name.encode()[: 255 - len(suffix)].decode(errors="ignore")
+    path = path.with_name(f"{path.name}{suffix}")
+    upswap.save(small(1), path)
+    upswap.save(small(2), path, force=True)
+    assert upswap.load(path, None if suffix == ".pt" else small())[0].bias[0].item() == 2
+    assert names(tmp_path) == [path.name]
+    longer = path.with_name(f"\u00e9\u00e9{path.name}")
+    for force in (False, True):
+        with pytest.raises(SaveError, match="File name too long") as raised:
+            upswap.save(small(1), longer, source=path, force=force)
+        assert str(longer) in str(raised.value)
+    with pytest.raises(SourceError, match=r"there is no file|File name too long"):
+        upswap.load(longer)
 
 
 def test_a_model_that_cannot_be_pickled(tmp_path: Path) -> None:

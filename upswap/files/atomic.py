@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import stat
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ..errors import SaveError
+from ..errors import SaveError, UpswapWarning
 
 try:
     import fcntl
@@ -23,6 +26,12 @@ except ImportError:  # Windows
 Fill = Callable[[Path], None]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+#: Seconds after which files that wait to take their places are a dead process's, where folders cannot be locked.
+_ABANDONED = 60.0
+
+#: Ends the name that a file is kept under while a new one takes its place.
+_OLD = ".old"
 
 
 def write(path: Path, fill: Fill, *, force: bool = False) -> None:
@@ -38,7 +47,8 @@ def write(path: Path, fill: Fill, *, force: bool = False) -> None:
     """
     check(path, force=force)
     target = Path(os.path.realpath(path))
-    with _reported(path), _temporary(target) as temporary:
+    with _reported(path), _temporary(target) as folder:
+        temporary = folder / "new"  # a name as long as the target's might make the path too long
         _fill(temporary, fill, target)
         _place(temporary, target, path, force=force)
         _sync_folder(target.parent)
@@ -58,7 +68,8 @@ def write_together(folder: Path, fills: Mapping[str, Fill], marker: str, *, forc
 
     `marker`, one of them, says by being there that the others belong together. All are written as temporary files first
     and reach the disk. Then the old marker goes, the others take their names, and the new marker is the last to. The
-    folder is made if it is missing. If anything fails on the way, the files that were there before are there again.
+    folder is made if it is missing. If anything fails on the way, the files that were there before are there again. If
+    the process is killed on the way, `recover` and the next `write_together` put the rest of the new files in place.
 
     Raises:
         SaveError: as for `write`; without `force`, where one of the files exists.
@@ -67,15 +78,31 @@ def write_together(folder: Path, fills: Mapping[str, Fill], marker: str, *, forc
     home = Path(os.path.realpath(folder))
     with _reported(folder), contextlib.ExitStack() as stack:
         if not home.exists():
-            home.mkdir()
+            home.mkdir(exist_ok=True)  # another process may have made it just now
             stack.callback(_remove_if_empty, home)
-        temporaries: dict[str, Path] = {}
+        staged = stack.enter_context(_temporary(home / marker))
         for name, fill in fills.items():
-            temporaries[name] = stack.enter_context(_temporary(home / name))
-            _fill(temporaries[name], fill, home / name)
-        with _alone(home):
+            _fill(staged / name, fill, home / name)
+        _sync_folder(staged)
+        with _alone(home) as alone:
+            _finish(folder, home, marker, alone)
             check_together(folder, fills, force=force)
-            _exchange(home, temporaries, marker)
+            _exchange(home, staged, fills, marker)
+
+
+def recover(folder: Path, marker: str) -> None:
+    """Finish a `write_together` that a kill cut off while its files took their places, and warn that this was done.
+
+    All of the new files are on the disk by then, and so it can always go on. Where a living process is at it, wait.
+
+    Raises:
+        SaveError: the files cannot be moved, in a folder that is read-only for example.
+    """
+    with _reported(folder):
+        home = Path(os.path.realpath(folder))
+        if home.is_dir() and any(_is_complete(staged, home, marker) for staged in _beside(home / marker, "new")):
+            with _alone(home) as alone:
+                _finish(folder, home, marker, alone)
 
 
 def check(path: Path, *, force: bool = False) -> None:
@@ -125,16 +152,16 @@ def _exists(path: Path) -> SaveError:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """The path of a file to be made, in a folder of its own beside `target` that is removed at the end.
+    """The path of a new folder beside `target`, for what is to go there, that is removed at the end.
 
-    In a folder, because what fills it may make more files: safetensors writes one beside and renames it.
+    A folder, because what fills a file may make more: safetensors writes one beside and renames it.
     """
     if fcntl is not None:
         for stale in _beside(target, "tmp"):
             _remove_if_dead(stale)
     folder, handle = _locked_folder(target)
     try:
-        yield folder / target.name
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if handle is not None:
@@ -155,7 +182,7 @@ def _fill(temporary: Path, fill: Fill, target: Path) -> None:
 def _locked_folder(target: Path) -> tuple[Path, int | None]:
     """A new folder beside `target`, and the handle that locks it: a lock ends with its process, and tells it is alive."""
     while True:
-        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        folder = target.with_name(f".upswap-{_digest(target)}-{secrets.token_hex(4)}.tmp")
         os.mkdir(folder, 0o700)
         if fcntl is None:
             return folder, None
@@ -182,8 +209,14 @@ def _remove_if_dead(folder: Path) -> None:
 
 
 def _beside(target: Path, suffix: str) -> list[Path]:
-    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.{suffix}")
+    """The temporary folders of `target`, a dead process's among them."""
+    name = re.compile(rf"\.upswap-{_digest(target)}-[0-9a-f]{{8}}\.{suffix}")
     return [target.with_name(found) for found in os.listdir(target.parent) if name.fullmatch(found)]
+
+
+def _digest(target: Path) -> str:
+    """The name of `target` in few letters: with the name itself, that of a temporary folder might be too long."""
+    return hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
 
 
 def _lock(handle: int) -> bool | None:
@@ -214,56 +247,81 @@ def _place(temporary: Path, target: Path, path: Path, *, force: bool) -> None:
     os.replace(temporary, target)
 
 
-def _exchange(home: Path, temporaries: Mapping[str, Path], marker: str) -> None:
-    """Put finished files in the places of old ones; what fails is undone."""
-    token = secrets.token_hex(4)
-    others = [home / name for name in temporaries if name != marker]
-    with contextlib.ExitStack() as undo:
+def _exchange(home: Path, staged: Path, names: Iterable[str], marker: str) -> None:
+    """Put the finished files in `staged` in the places of old ones; what fails is undone.
 
-        def step_aside(path: Path) -> None:
-            if os.path.lexists(path):
-                old = path.with_name(f".{path.name}.{token}.old")
-                undo.callback(_rename_if_there, old, path)
-                os.rename(path, old)
+    Once `staged` is called `.new`, a kill leaves all that `_finish` needs.
+    """
+    waiting = staged.with_suffix(".new")
+    done: list[tuple[Path, Path]] = []
 
-        def take_place(path: Path) -> None:
-            undo.callback(path.unlink, missing_ok=True)
-            os.rename(temporaries[path.name], path)
+    def move(path: Path, to: Path) -> None:
+        done.append((path, to))
+        os.rename(path, to)
 
+    def step_aside(name: str) -> None:
+        if os.path.lexists(home / name):
+            move(home / name, waiting / f"{name}{_OLD}")
+
+    try:
         # The folder is synced between the steps, for they must not reach the disk in another order.
-        step_aside(home / marker)
+        move(staged, waiting)
         _sync_folder(home)
-        for path in others:
-            step_aside(path)
-            take_place(path)
+        step_aside(marker)
         _sync_folder(home)
-        take_place(home / marker)
+        for name in names:
+            if name != marker:
+                step_aside(name)
+                move(waiting / name, home / name)
         _sync_folder(home)
-        undo.pop_all()
-    for path in (*others, home / marker):
-        for old in _beside(path, "old"):  # an earlier process may have been killed just now
-            with contextlib.suppress(OSError):
-                old.unlink()
+        move(waiting / marker, home / marker)
+        _sync_folder(home)
+    except BaseException:
+        for path, to in reversed(done):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(to, path)
+        raise
+    shutil.rmtree(waiting, ignore_errors=True)
+
+
+def _finish(folder: Path, home: Path, marker: str, alone: bool) -> None:
+    """Do the rest of each `_exchange` whose process is dead, and remove what it left behind."""
+    for waiting in _beside(home / marker, "new"):
+        if waiting.is_symlink() or not (alone or time.time() - waiting.stat().st_mtime > _ABANDONED):
+            continue
+        if _is_complete(waiting, home, marker):
+            for name in os.listdir(waiting):
+                if name != marker and not name.endswith(_OLD):
+                    os.replace(waiting / name, home / name)
+            _sync_folder(home)
+            os.replace(waiting / marker, home / marker)
+            _sync_folder(home)
+            text = f"{folder}: a save that was cut off has been finished. The folder holds the model of that save"
+            warnings.warn(text, UpswapWarning, stacklevel=4)
+        shutil.rmtree(waiting, ignore_errors=True)
+
+
+def _is_complete(waiting: Path, home: Path, marker: str) -> bool:
+    """Whether the rest of an exchange is in `waiting`: with a marker in `home`, what is there is whole already."""
+    return not os.path.lexists(home / marker) and (waiting / marker).is_file() and not waiting.is_symlink()
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process is, where the file system can lock a folder."""
+def _alone(folder: Path) -> Iterator[bool]:
+    """Inside, no other process is; False where the file system cannot lock a folder, and so nothing is sure."""
     if fcntl is None:
-        yield
+        yield False
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
+        locked = True
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            locked = False
+        yield locked
     finally:
         os.close(handle)
-
-
-def _rename_if_there(path: Path, name: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(path, name)
 
 
 def _remove_if_empty(folder: Path) -> None:

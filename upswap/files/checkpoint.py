@@ -8,6 +8,7 @@ the content when it is read and by the suffix when it is written: a name without
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -29,6 +30,9 @@ from .safety.time_limit import loading_within_bounds
 from .state_dict import assign, is_state_dict
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
+
+#: What hosts, and `load`, read of a folder.
+_READ = (".safetensors", ".bin", ".json")
 
 
 def save(model: nn.Module, path: str | Path, *, source: str | Path | None = None, force: bool = False) -> Path:
@@ -62,7 +66,7 @@ def check_target(path: str | Path, *, source: str | Path | None = None, force: b
     if not _is_folder(path) and path.suffix not in SUFFIXES:
         raise SaveError(f"{path}: the name must end in one of {', '.join(SUFFIXES)}, or in none, for a folder")
     origin = None if source is None else path_of(source)
-    if origin is not None and path.exists() and origin.exists() and os.path.samefile(path, origin):
+    if origin is not None and os.path.exists(origin) and _is_of(path, origin):
         raise SaveError(f"{path} is the source itself, which is never written over; name another file")
     if _is_folder(path):
         folder.check(path, force=force)
@@ -90,7 +94,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust: Iterable[st
     """
     path = Path(path)
     trust = (trust,) if isinstance(trust, str) else tuple(trust)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         _check_readable(path)
     # The user's own model and packages may take their time.
     with loading_within_bounds(path) if model is None and not trust else contextlib.nullcontext():
@@ -98,7 +102,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust: Iterable[st
 
 
 def _load(path: Path, model: nn.Module | None, trust: tuple[str, ...]) -> nn.Module:
-    if path.is_dir():
+    if os.path.isdir(path):
         return folder.load(path, model, trust)
     if portable.looks_like_one(path):
         return portable.load(path, model, trust)
@@ -135,13 +139,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def read_header(path: str | Path) -> dict[str, Any]:
     """What upswap wrote about the model in a `.safetensors` or a folder (source spec, Plan, its own version); {} if nothing."""
     path = Path(path)
-    return folder.read_description(path) if path.is_dir() else portable.read(path)[1]
+    return folder.read_description(path) if os.path.isdir(path) else portable.read(path)[1]
 
 
 def says_how_it_is_built(path: str | Path, trust: Iterable[str] = ()) -> bool:
     """Whether `load` with the same `trust` needs no `model`; raises `SourceError` where the path leads to no file."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return folder.has_builder(path, trust)
     _check_readable(path)
     return not portable.looks_like_one(path) or rebuilds(spec_in(path), trust)
@@ -150,14 +154,22 @@ def says_how_it_is_built(path: str | Path, trust: Iterable[str] = ()) -> bool:
 def spec_in(path: str | Path) -> str | None:
     """The spec of the original in a `.safetensors` or a folder; None in a `.pt`."""
     path = Path(path)
-    if not path.is_dir() and not portable.looks_like_one(path):
+    if not os.path.isdir(path) and not portable.looks_like_one(path):
         return None
     spec = read_header(path).get("source")
     return spec if isinstance(spec, str) else None
 
 
 def _is_folder(path: Path) -> bool:
-    return path.suffix not in SUFFIXES and (path.is_dir() or not path.suffix)
+    return path.suffix not in SUFFIXES and (os.path.isdir(path) or not path.suffix)
+
+
+def _is_of(path: Path, origin: Path) -> bool:
+    """Whether writing the file or folder `path` would change what is read of `origin`, whatever they are called."""
+    written = [path, *(path / name for name in folder.FILES)] if _is_folder(path) else [path]
+    read = [origin, *(file for file in origin.iterdir() if file.suffix in _READ)] if origin.is_dir() else [origin]
+    there = [[file for file in files if os.path.exists(file)] for files in (written, read)]
+    return any(os.path.samefile(*pair) for pair in itertools.product(*there))
 
 
 def _spec_for(model: nn.Module, source: str | Path | None, path: Path) -> str | None:
@@ -183,7 +195,7 @@ def _spec_for(model: nn.Module, source: str | Path | None, path: Path) -> str | 
 
 
 def _check_readable(path: Path) -> None:
-    if not path.exists():
+    if not os.path.exists(path):
         raise SourceError(f"there is no file {path}")
     if not path.is_file():
         raise SourceError(f"{path} is not a regular file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..architectures.spec import parse
@@ -20,7 +21,7 @@ def converted_name(source: str) -> Path:
         name = spec.name.rpartition(":")[2].lower().replace("/", "_")
         return Path(f"{name}.upswap.pt")
     path = _named(Path(source if spec is None else spec.name))
-    if spec is not None or path.is_dir():
+    if spec is not None or os.path.isdir(path):
         return path.with_name(f"{path.name}-upswap")
     suffix = path.suffix if path.suffix in (".pt", ".pth", ".safetensors") else ".pt"
     return path.with_name(f"{path.stem}.upswap{suffix}")
@@ -33,7 +34,7 @@ def reverted_name(patched: Path) -> Path:
     ('a/unet.reverted.pt', 'a/folder-reverted')
     """
     patched = _named(patched)
-    if patched.is_dir() or not patched.suffix:
+    if os.path.isdir(patched) or not patched.suffix:
         return patched.with_name(f"{patched.name}-reverted")
     return patched.with_name(f"{patched.stem.removesuffix('.upswap')}.reverted{patched.suffix}")
 

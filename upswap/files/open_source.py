@@ -13,6 +13,7 @@ from ..architectures.spec import parse
 from ..errors import SourceError
 from ..shown import errors_shown
 from . import checkpoint
+from .formats import folder as own_folder
 from .formats import host_folder as hub
 
 
@@ -40,6 +41,7 @@ def open_source(text: str, *, trust: Iterable[str] = (), weights: str | Path | N
         if spec.options:
             raise SourceError(f"{spec}: a folder takes no options; they are in its config.json")
         folder = Path(spec.name).expanduser()
+        own_folder.finish_save(folder)  # the host would open files of two saves, and not see it
         source = Source(hub.open_folder(folder), str(spec), folder)
     else:
         source = Source(build(spec), str(spec), None)

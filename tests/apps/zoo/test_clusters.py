@@ -32,7 +32,7 @@ def finish(process: subprocess.Popen[str], folder: Path) -> None:
     assert "6 models: 6 converted" in out
     assert set(rows(folder / "out")) == set(NAMES)
     lines = (folder / "out" / "journal.jsonl").read_text().splitlines()
-    assert len(lines) == 1 + len(NAMES)
+    assert len(lines) == 2 + len(NAMES)  # the settings, and the names of the files
     assert len(list((folder / "out").glob("*.pt"))) == len(NAMES)
 
 

@@ -210,12 +210,17 @@ def test_an_error_is_one_message(arguments: list[str], code: int, says: str, pla
 # ---- the journal
 
 
+def none(_: Any) -> dict[str, Path]:
+    """The files of a run that writes none."""
+    return {}
+
+
 def test_a_journal_belongs_to_its_settings(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.start(Settings({"style": "lp"}))
-    journal.start(Settings({"style": "lp"}, timeout=1.0, threads=8))  # limits may change
+    journal.start(Settings({"style": "lp"}), none)
+    journal.start(Settings({"style": "lp"}, timeout=1.0, threads=8), none)  # limits may change
     with pytest.raises(OptionError, match="style was 'lp' and is 'pl'"):
-        journal.start(Settings({"style": "pl"}))
+        journal.start(Settings({"style": "pl"}), none)
     (tmp_path / "journal.jsonl").write_text('{"schema": 99, "upswap": "9.0"}\n')
     with pytest.raises(SourceError, match=r"written by 9\.0"):
         Journal(tmp_path).rows()
@@ -223,11 +228,11 @@ def test_a_journal_belongs_to_its_settings(tmp_path: Path) -> None:
 
 def test_half_a_line_is_no_row(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.start(Settings({}))
+    journal.start(Settings({}), none)
     assert journal.append(Row("a", "converted"))
     assert not journal.append(Row("a", "failed"))
     whole = journal.path.read_bytes()
-    for cut in (1, 30, len(whole) - 2 - whole.rfind(b"\n", 0, -1)):
+    for cut in (1, 30, len(whole) - 3 - whole.rfind(b"\n", 0, -1)):
         journal.path.write_bytes(whole + whole[whole.rfind(b"\n", 0, -1) + 1 :][:cut].replace(b'"a"', b'"b"')[:cut])
         for reader in (journal, Journal(tmp_path)):
             assert list(reader.rows()) == ["a"]
@@ -245,7 +250,7 @@ def _append_many(folder: str, names: list[str]) -> None:
 
 
 def test_workers_may_write_at_the_same_time(tmp_path: Path) -> None:
-    Journal(tmp_path).start(Settings({}))
+    Journal(tmp_path).start(Settings({}), none)
     names = [f"model {index}" for index in range(60)]
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_append_many, args=(str(tmp_path), order)) for order in (names, names[::-1])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ _OPTIONS = [
     ),
     click.option("--check", is_flag=True, help="Run the five checks on each model and write no models."),
     click.option("--dry-run", is_flag=True, help="List the models and what they would cost, and stop."),
+    click.option("--force", is_flag=True, help="Replace files in DIR that are of no run there. A journal never is."),
     click.option("--retry-failed", is_flag=True, help="Do those again that failed in an earlier run."),
     click.option("--timeout", type=click.FloatRange(min=0.1), default=600.0, show_default=True, metavar="SECONDS"),
     click.option(
@@ -144,7 +145,7 @@ def report(folder: str, as_json: bool) -> None:
     from ...errors import SourceError
     from ..zoo.journal import FILE, Journal
 
-    if not (Path(folder) / FILE).is_file():
+    if not os.path.lexists(Path(folder) / FILE):
         raise SourceError(f"{folder} has no {FILE}: no run was made there")
     journal = Journal(Path(folder))
     _report(journal, list(journal.rows().values()), as_json)
@@ -160,20 +161,26 @@ def _run(sources: Sequence[str], options: dict[str, Any]) -> None:
     settings = _settings(options)
     suffix = FORMATS.get(settings.output or "", "")
     folder = Path(options["out"] or ".")
-    targets = catalog.targets(sources, folder, suffix)
+    journal = Journal(folder)
+
+    def targets(claimed: Mapping[str, str]) -> dict[str, Path]:
+        return catalog.targets(sources, folder, suffix, claimed)
+
     if options["dry_run"]:
-        _dry_run(targets, options["as_json"])
+        _dry_run(targets(journal.targets()), options["as_json"])
         return
     if options["out"] is None:
         raise click.UsageError("name a folder for the journal and the models: -o DIR")
     from ..zoo.engine import run
     from ..zoo.rows import Task
 
-    journal = Journal(folder)
-    journal.start(settings)
+    files = journal.start(settings, targets if settings.output else lambda _: {}, force=options["force"])
     if options["retry_failed"]:
         journal.forget(row.source for row in journal.rows().values() if not row.ok)
-    tasks = [Task(source, str(target.absolute()), settings, os.getcwd()) for source, target in targets.items()]
+    home = os.getcwd()
+    tasks = [
+        Task(source, str(files.get(source, folder).absolute()), settings, home) for source in dict.fromkeys(sources)
+    ]
     before = len(_of(journal, tasks))
     if before:
         note(f"{before} of {len(tasks)} are in the journal already")
@@ -317,15 +324,13 @@ def _dry_run(targets: dict[str, Path], as_json: bool) -> None:
 
 def _report(journal: Journal, rows: list[Row], as_json: bool) -> None:
     from ...files import atomic
+    from ..zoo.journal import REPORTS
     from ..zoo.page import to_html
     from ..zoo.report import to_csv, totals
 
     folder = journal.path.parent
-    texts = {
-        "report.csv": to_csv(rows),
-        "report.html": to_html(rows, f"upswap zoo: {folder.resolve().name}", journal.header()),
-    }
-    for name, text in texts.items():
+    page = to_html(rows, f"upswap zoo: {folder.resolve().name}", journal.header())
+    for name, text in zip(REPORTS, (to_csv(rows), page), strict=True):
         atomic.write_text(folder / name, text, force=True)
     if as_json:
         say_json({"totals": totals(rows), "rows": [row.to_dict() for row in rows]})

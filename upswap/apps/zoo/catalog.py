@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import importlib
 import inspect
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...architectures.packages import import_for
-from ...architectures.spec import Spec
-from ...errors import FilterError, SourceError
+from ...architectures.spec import Spec, path_of
+from ...errors import FilterError, SaveError, SourceError
 
 # torchvision's model packages that make maps larger; its classifiers do not.
 _TORCHVISION = ("torchvision.models.detection", "torchvision.models.segmentation", "torchvision.models.optical_flow")
@@ -61,20 +64,59 @@ def listed(path: Path) -> list[str]:
     return list(dict.fromkeys(sources))
 
 
-def targets(sources: Iterable[str], folder: Path, suffix: str) -> dict[str, Path]:
-    """A file name for every source, readable and one for each.
+def targets(
+    sources: Iterable[str], folder: Path, suffix: str, claimed: Mapping[str, str] | None = None
+) -> dict[str, Path]:
+    """A file for every source, readable and one for each: the one it has in `claimed`, by name, or one that nothing has.
 
     >>> targets(["smp:unet?encoder_name=resnet18", "a/unet.pt", "b/unet.pt"], Path("out"), ".pt").values()
     dict_values([PosixPath('out/smp-unet-resnet18.pt'), PosixPath('out/unet.pt'), PosixPath('out/unet-2.pt')])
+
+    Raises:
+        SaveError: a file would be written over one of the sources.
     """
-    made: dict[str, Path] = {}
-    taken: dict[str, int] = {}
+    sources, made = list(sources), dict(claimed or {})
+    taken = {_one_name(name) for name in made.values()}
+    counts: dict[str, int] = {}
     for source in sources:
-        name = _file_name(source)
-        taken[name] = taken.get(name, 0) + 1
-        count = taken[name]
-        made[source] = folder / f"{name}{'' if count == 1 else f'-{count}'}{suffix}"
-    return made
+        name = stem = _file_name(source)
+        while source not in made:
+            counts[stem] = counts.get(stem, 0) + 1
+            name = f"{stem}{'' if counts[stem] == 1 else f'-{counts[stem]}'}{suffix}"
+            if _one_name(name) not in taken:
+                taken.add(_one_name(name))
+                made[source] = name
+    found = {source: folder / made[source] for source in sources}
+    _check_sources(found)
+    return found
+
+
+def _one_name(name: str) -> str:
+    """What names have in common that are one file on some system."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _check_sources(targets: Mapping[str, Path]) -> None:
+    read: dict[object, str] = {}
+    for source in targets:
+        with contextlib.suppress(SourceError, OSError):  # one that cannot be read is told of in its row
+            path = path_of(source)
+            read |= {} if path is None else dict.fromkeys(_identities(path), source)
+    for source, target in targets.items():
+        for identity in _identities(target) & read.keys():
+            raise SaveError(
+                f"{target}, the file for {source}, is a source of this run as well: {read[identity]}. "
+                "Name another folder with -o"
+            )
+
+
+def _identities(path: Path) -> set[object]:
+    """What tells a file by any of its names, there or not."""
+    found: set[object] = {os.path.realpath(path)}
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def _file_name(source: str) -> str:
@@ -86,7 +128,7 @@ def _file_name(source: str) -> str:
     else:
         path = Path(source)
         text = path.stem if path.suffix in (".pt", ".pth", ".safetensors") else path.name
-    return re.sub(r"[^\w.=-]+", "_", text)[:150] or "model"
+    return re.sub(r"[^\w.=-]+", "_", text).encode()[:150].decode(errors="ignore") or "model"
 
 
 def _matching(patterns: str, names: list[str], what: str) -> list[str]:

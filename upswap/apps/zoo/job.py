@@ -126,7 +126,7 @@ def _describe(row: Row, plan: Plan) -> None:
 
 
 def _save(model: nn.Module, plan: Plan, task: Task) -> None:
-    # A file that is there is of a run that was stopped between writing it and its row.
+    # The journal has the name for the run's own. What is there is of one that was stopped between the file and its row.
     target = Path(task.target)
     if task.settings.output == "plan":
         atomic.write_text(target, plan.to_json(indent=2) + "\n", force=True)

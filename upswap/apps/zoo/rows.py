@@ -6,6 +6,9 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,6 +113,29 @@ class Row:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:
-        """The row that `to_dict` described; entries of other versions are left out."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in data.items() if key in names})
+        """The row that `to_dict` described; entries of other versions are left out, and `ValueError` is raised for no row."""
+        kinds = _kinds()
+        found = {key: value for key, value in data.items() if key in kinds}
+        if "source" not in found:
+            raise ValueError("there is no source")
+        for key, value in found.items():
+            if not _has_kind(value, kinds[key]):
+                raise ValueError(f"{key} is {value!r:.60}")
+        return cls(**found)
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    return typing.get_type_hints(Row)
+
+
+def _has_kind(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of the type of a field: a plain one, a list or dict of some, or one of several."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return any(_has_kind(value, each) for each in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_has_kind(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_has_kind(item, arguments[1]) for item in value.values())
+    return kind is Any or type(value) is kind or (kind is float and type(value) is int)

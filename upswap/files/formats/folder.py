@@ -9,6 +9,7 @@ upswap.json          the Plan and what else `portable.describe` says; written la
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,9 @@ from . import safetensors as portable
 
 DESCRIPTION = "upswap.json"
 UPSAMPLERS = "upswap.safetensors"
+
+#: All that `save` may write.
+FILES = (hub.WEIGHTS, UPSAMPLERS, hub.CONFIG, DESCRIPTION)
 
 
 def save(model: nn.Module, spec: str | None, folder: Path, *, force: bool) -> None:
@@ -63,6 +67,7 @@ def save(model: nn.Module, spec: str | None, folder: Path, *, force: bool) -> No
 
 def check(folder: Path, *, force: bool) -> None:
     """`SaveError` where `save` would fail for a reason that shows before the work is done."""
+    atomic.recover(folder, DESCRIPTION)
     if folder.is_dir() and not (folder / DESCRIPTION).exists():
         taken = [name for name in (hub.WEIGHTS, hub.CONFIG, UPSAMPLERS) if (folder / name).exists()]
         if taken:
@@ -74,19 +79,44 @@ def check(folder: Path, *, force: bool) -> None:
 
 def load(folder: Path, model: nn.Module | None, trust: Iterable[str]) -> nn.Module:
     """The model in a folder that `save` wrote, built from what the folder says or, where it is given, in `model`."""
-    description = read_description(folder)
-    tensors: dict[str, torch.Tensor] = {}
-    for name in (hub.WEIGHTS, UPSAMPLERS) if description.get("plan") else (hub.WEIGHTS,):
-        if not (folder / name).is_file():
-            raise SourceError(f"{folder} is not whole: there is no {name} in it")
-        tensors |= hub.read_tensors(folder / name)
+    description, tensors = _read(folder)
     return _description.restored(
         description, tensors, folder, model, lambda: _build(folder, description, tensors, tuple(trust))
     )
 
 
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The description and the weights, of one save: where another comes between, they are read again."""
+    while True:
+        finish_save(folder)
+        before = _state_of(folder / DESCRIPTION)
+        try:
+            description = read_description(folder)
+            tensors: dict[str, torch.Tensor] = {}
+            for name in (hub.WEIGHTS, UPSAMPLERS) if description.get("plan") else (hub.WEIGHTS,):
+                if not (folder / name).is_file():
+                    raise SourceError(f"{folder} is not whole: there is no {name} in it")
+                tensors |= hub.read_tensors(folder / name)
+        except SourceError:
+            if before == _state_of(folder / DESCRIPTION):
+                raise
+        else:
+            if before == _state_of(folder / DESCRIPTION):
+                return description, tensors
+
+
+def _state_of(path: Path) -> tuple[int, int] | None:
+    """What tells that a file has been written again; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """What `upswap.json` says; `SourceError` where there is none, with what the folder is instead."""
+    finish_save(folder)
     path = folder / DESCRIPTION
     if not path.is_file():
         if hub.has_config(folder):
@@ -99,6 +129,16 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not found:
         raise SourceError(f"{path} describes no model")
     return _description.check_description(found, path)
+
+
+def finish_save(folder: Path) -> None:
+    """Put the files of a save that was cut off in their places, with a warning; they are all there."""
+    try:
+        atomic.recover(folder, DESCRIPTION)
+    except SaveError as error:
+        raise SourceError(
+            f"{folder} is not whole: a save into it was cut off, and it cannot be finished. {error}"
+        ) from error
 
 
 def has_builder(folder: Path, trust: Iterable[str]) -> bool:
