@@ -17,8 +17,8 @@ from torch import nn
 
 from upswap import UpswapError
 
-#: Seconds of processor time, and of memory beyond what was held before, that one load may take.
-SECONDS = 8.0
+#: Seconds of processor time, also for each MiB of the files, and memory beyond what was held before, that one load may take.
+SECONDS, SECONDS_EACH_MEBIBYTE = 8.0, 2.0
 MEGABYTES = 700
 WARNINGS = 20
 
@@ -125,6 +125,7 @@ class Watch:
 
 def watched(load: Callable[[Path], Any], path: Path, watch: Watch) -> Outcome:
     """Load one file, with everything that must hold checked."""
+    size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
     memory, start = Peak(), time.process_time()
     wrong = ""
     watch.begin()
@@ -152,7 +153,7 @@ def watched(load: Callable[[Path], Any], path: Path, watch: Watch) -> Outcome:
         wrong = "; ".join(watch.seen)
     elif not wrong and len(said) > WARNINGS:
         wrong = f"{len(said)} warnings, the first: {said[0].message}"[:300]
-    elif not wrong and seconds > SECONDS:
+    elif not wrong and seconds > SECONDS + SECONDS_EACH_MEBIBYTE * size / 2**20:
         wrong = f"took {seconds:.1f} s"
     elif not wrong and megabytes > MEGABYTES:
         wrong = f"took {megabytes:.0f} MB"

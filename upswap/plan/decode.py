@@ -65,6 +65,8 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def _value(kind: Any, data: Any, where: str) -> Any:
     """`data` as a value of the type `kind`. A table by the form of the type."""
+    if kind in _SCALARS:  # first, because most are
+        return _scalar(kind, data, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         value = _value(arguments[0], data, where)
@@ -91,17 +93,19 @@ def _value(kind: Any, data: Any, where: str) -> Any:
             raise _wrong(where, data, "an object")
         _check_plain(data, where, _DEEPEST)
         return data
-    return _scalar(kind, data, where)
+    raise TypeError(f"{kind} is not a type of plain data")
+
+
+_SCALARS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def _scalar(kind: Any, data: Any, where: str) -> Any:
-    names = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
     if kind is float and type(data) is int and abs(data) < _LARGEST:
         return float(data)
     if type(data) is not kind:
-        raise _wrong(where, data, names[kind])
+        raise _wrong(where, data, _SCALARS[kind])
     if (kind is int and abs(data) >= _LARGEST) or (kind is float and not math.isfinite(data)):
-        raise _wrong(where, data, f"{names[kind]} that a model can have")
+        raise _wrong(where, data, f"{_SCALARS[kind]} that a model can have")
     return data
 
 
