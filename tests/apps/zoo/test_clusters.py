@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import secrets
@@ -192,4 +193,46 @@ def test_ray(authentication: str, place: Path, monkeypatch: pytest.MonkeyPatch) 
             if child.is_running():
                 child.kill()
         psutil.wait_procs(children, timeout=10)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def listening(root: psutil.Process) -> set[str]:
+    """The addresses that the processes of a tree wait on, for a connection or a datagram."""
+    found = set()
+    for process in (root, *root.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            for line in process.net_connections("inet"):
+                if line.status == psutil.CONN_LISTEN or (line.type == socket.SOCK_DGRAM and not line.raddr):
+                    found.add(line.laddr.ip)
+    return found
+
+
+@pytest.mark.parametrize("backend", ["local", "ray", "dask"])
+def test_what_is_started_here_is_reached_from_here_alone(
+    backend: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not told of a cluster, a run joins none, though the environment names one."""
+    if backend != "local":
+        pytest.importorskip("distributed" if backend == "dask" else "ray")
+    scratch = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    for name, value in {
+        "HOME": str(place),  # Ray leaves a token in it
+        "RAY_TMPDIR": scratch,
+        "RAY_ADDRESS": "192.0.2.1:6379",
+        "DASK_SCHEDULER_ADDRESS": "tcp://192.0.2.1:8786",
+    }.items():
+        monkeypatch.setenv(name, value)
+    models = listing(place, "make?name=m0&seconds=6", "make?name=m1&seconds=6")
+    process = start(place, "list", models, "-o", "out", "--jobs", "2", "--backend", backend)
+    try:
+        until(lambda: len(built(place)) == 2 or process.poll() is not None)
+        found = listening(psutil.Process(process.pid))
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+        assert "2 models: 2 converted" in out
+        assert {ip for ip in found if not ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback} == set()
+        assert bool(found) == (backend != "local")
+    finally:
+        for each in descendants(process) if process.poll() is None else []:
+            each.kill()
         shutil.rmtree(scratch, ignore_errors=True)

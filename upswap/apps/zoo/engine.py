@@ -24,6 +24,12 @@ from .rows import Row, Task
 #: How often in a row workers may be lost without a single model being done.
 _PATIENCE = 3
 
+_LOOPBACK = "127.0.0.1"
+
+#: Where it is off, as Ray reads when it is imported, Ray takes the loopback address for the node's, and listens on it alone.
+#: Otherwise it puts another in the place of the one that it is given.
+_RAY_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
 
 def run(tasks: Sequence[Task], folder: Path, *, jobs: int, backend: str = "local", address: str | None = None) -> None:
     """Do the tasks; their rows are in the journal in `folder` afterwards.
@@ -111,27 +117,57 @@ def _cluster(backend: str, address: str | None, jobs: int) -> Iterator[dict[str,
         if address is not None:
             raise OptionError("--address is for --backend ray or dask")
         yield {"backend": "loky", "initializer": _begin_worker, "initargs": (os.getpid(),)} if jobs != 1 else {}
-    elif backend == "ray":
-        with _needs("ray", "pip install 'ray[default]'"):
-            import ray
-            from ray.util.joblib import register_ray
-        register_ray()
-        token = "where the cluster asks for a token, RAY_AUTH_MODE=token has to be set, and the token as `ray status` takes it"
-        with _connection(f"Ray at {address or 'this machine'}", token):
-            ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
-        try:
-            yield {"backend": "ray"}
-        finally:
-            ray.shutdown()
     else:
-        with _needs("dask", "pip install 'dask[distributed]'"):
-            from dask.distributed import Client
+        with (_ray if backend == "ray" else _dask)(address) as parameters:
+            yield parameters
+
+
+@contextlib.contextmanager
+def _ray(address: str | None) -> Iterator[dict[str, Any]]:
+    """Ray at an address, or started here, where it listens on no other interface than the loopback one."""
+    here = {"address": "local", "include_dashboard": False, "_node_ip_address": _LOOPBACK}
+    with _needs("ray", "pip install 'ray[default]'"), _environment(_RAY_CLUSTER, "0" if address is None else None):
+        import ray
+        from ray.util.joblib import register_ray
+    register_ray()
+    token = (
+        "where the cluster asks for a token, RAY_AUTH_MODE=token has to be set, and the token as `ray status` takes it"
+    )
+    with _connection(f"Ray at {address or 'this machine'}", token):
+        ray.init(log_to_driver=False, ignore_reinit_error=True, **({"address": address} if address else here))
+    try:
+        if address is None and ray.util.get_node_ip_address() != _LOOPBACK:
+            raise OptionError(f"Ray was in use before, and does not listen on {_LOOPBACK} alone; name its --address")
+        yield {"backend": "ray"}
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _dask(address: str | None) -> Iterator[dict[str, Any]]:
+    """Dask at an address, or started here, where it listens on no other interface than the loopback one."""
+    with _needs("dask", "pip install 'dask[distributed]'"):
+        from dask.distributed import Client, LocalCluster
+    with contextlib.ExitStack() as stack:
         with _connection(f"Dask at {address or 'this machine'}"):
-            client = Client(address, timeout=20)
-        try:
-            yield {"backend": _register_dask(), "client": client, "wait_for_workers_timeout": 60}
-        finally:
-            client.close()
+            given = address or stack.enter_context(LocalCluster(host=_LOOPBACK, dashboard_address=None))
+            client = stack.enter_context(Client(given, timeout=20))
+        yield {"backend": _register_dask(), "client": client, "wait_for_workers_timeout": 60}
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """Inside, a variable of the environment has this value, where it is not None."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ.pop(name)
+            if before is not None:
+                os.environ[name] = before
 
 
 def _register_dask() -> str:
