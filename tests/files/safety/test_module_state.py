@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copy
+import dataclasses
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -286,6 +287,24 @@ def test_an_unknown_value_makes_no_member_and_runs_no_code(tmp_path: Path) -> No
     with pytest.raises(UntrustedFileError):
         upswap.load(path)
     assert UpsampleMode._value2member_map_ == before
+
+
+@dataclasses.dataclass
+class Settings:
+    layer: type = nn.ReLU
+    rate: float = 0.1
+
+    def scaled(self) -> float:
+        return self.rate * 2
+
+
+def test_objects_that_are_no_modules_are_looked_at_too() -> None:
+    holder = nn.Identity()
+    holder.kept = {"settings": [Settings()]}
+    check_modules(holder)
+    vars(holder.kept["settings"][0])["scaled"] = set
+    with pytest.raises(UntrustedFileError, match=r"puts set in the place of Settings\.scaled"):
+        check_modules(holder)
 
 
 def test_real_models_pass() -> None:

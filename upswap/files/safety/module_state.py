@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...architectures.packages import inside
 from ...errors import UntrustedFileError
 from ...shown import one_line
 from ...surgery.routes.names import odd_names
+from .stand_ins import SealedFunction
 
 #: Objects of these hook a layer that they normalise; torch's own `spectral_norm` and `weight_norm` do.
 _HOOKING = ("torch.nn.utils",)
@@ -27,21 +31,41 @@ def check_modules(model: nn.Module, trusted: tuple[str, ...] = ()) -> None:
     odd = next(odd_names(model), None)
     if odd is not None:
         raise UntrustedFileError(f"it names a part of a {odd[0]} {odd[1][:80]!r}, which is no plain name or number")
-    for module in model.modules():
-        cls = type(module)
-        for key, value in vars(module).items():
+    for instance in _instances(model):
+        cls = type(instance)
+        for key, value in vars(instance).items():
             if not isinstance(key, str):
                 raise UntrustedFileError(f"a {cls.__name__} in it has an attribute whose name is no text")
             if _shadows(cls, key, value):
                 raise UntrustedFileError(f"it puts {_told(value)} in the place of {cls.__name__}.{key}")
-            if "_hooks" in key and isinstance(value, dict):
+            if "_hooks" in key and isinstance(value, dict) and isinstance(instance, nn.Module):
                 for hook in value.values():
                     if not _may_hook(hook, trusted):
                         raise UntrustedFileError(f"it puts {_told(hook)} among the hooks of a {cls.__name__}")
 
 
+def _instances(model: nn.Module) -> Iterator[Any]:
+    """Every object in a model that has attributes: modules, configurations, namespaces. Stand-ins for classes are none."""
+    seen: set[int] = set()
+    queue: list[Any] = [model]
+    while queue:
+        value = queue.pop()
+        if id(value) in seen or isinstance(value, type | SealedFunction):
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            queue += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            queue += value
+        elif not isinstance(value, enum.Enum | torch.Tensor) and isinstance(getattr(value, "__dict__", None), dict):
+            yield value
+            queue += vars(value).values()
+
+
 def _shadows(cls: type, key: str, value: Any) -> bool:
     """Whether an attribute of an instance hides one of its class that is code, or is code and hides any."""
+    if key in getattr(cls, "__dataclass_fields__", ()):
+        return False  # no method: what is on the class is the default of the field
     for base in cls.__mro__:
         if key in vars(base):
             own = vars(base)[key]
