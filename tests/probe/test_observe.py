@@ -235,7 +235,7 @@ class Picky(nn.Module):
 
 def test_guessing_stops_where_the_size_is_not_what_is_wrong() -> None:
     wrong = nn.Conv2d(7, 3, 1)
-    for wrong_thing in (lambda x: x.pop(), wrong, lambda x: {}["key"]):
+    for wrong_thing, sides in ((lambda x: x.pop(), (64, 32)), (wrong, (64, 32, 128)), (lambda x: {}["key"], (64, 32))):
         seen: list[torch.Size] = []
 
         def fail(x: torch.Tensor, what: Any = wrong_thing, seen: list[torch.Size] = seen) -> None:
@@ -246,7 +246,7 @@ def test_guessing_stops_where_the_size_is_not_what_is_wrong() -> None:
         with pytest.raises(InputError, match="ran on none"):
             first_that_runs(model, candidates(model))
         # Of each guess at the channels.
-        assert seen == [(1, 3, 64, 64), (1, 3, 32, 32), (1, 1, 64, 64), (1, 1, 32, 32)]
+        assert seen == [(1, channels, side, side) for channels in (3, 1) for side in sides]
 
 
 @pytest.mark.parametrize("kind", [ValueError, AssertionError])

@@ -13,8 +13,8 @@ _CASTS = frozenset({
 _SIGMOIDS = frozenset({
     "sigmoid", "sigmoid_", "hardsigmoid",
 })  # fmt: skip
-#: No more channels than those of depth, flow or a picture with transparency.
-_FEW = 4
+#: No more channels than those of depth and flow; a small pyramid may have as many in all its levels as a picture has.
+_FEW = 2
 #: The modes a learned sampler has an equal of. Antialias changes what a smaller target is, and bicubic's kernel.
 MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
 

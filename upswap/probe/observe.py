@@ -145,11 +145,17 @@ def _quiet(logger: str) -> Iterator[None]:
         log.disabled = before
 
 
+#: Errors that come of what an argument is, whatever its size, and those that code which refuses a size raises itself. torch's
+#: own may be the same at two small sizes, of maps that are a single point at both.
+_NOT_OF_SIZE = (TypeError, AttributeError, KeyError)
+_OF_SIZE = (ValueError, AssertionError)
+
+
 def first_that_runs(model: nn.Module, tries: Iterable[Candidate]) -> Observation:
     """The observation of the first inputs the model runs on; `InputError` with every failure where there is none.
 
-    What fails in the same words at two sizes, the sizes themselves left aside, does not fail for its size: then only sizes that
-    the model names are tried. Code that refuses a size itself may say the same of each.
+    What fails in the same words at several sizes, the sizes themselves left aside, does not fail for its size: then only sizes
+    that the model names are tried. Code that refuses a size itself may say the same of each.
     """
     failures: list[str] = []
     last: BaseException | None = None
@@ -172,7 +178,7 @@ def first_that_runs(model: nn.Module, tries: Iterable[Candidate]) -> Observation
                 looks |= isinstance(last, DataDependentOutputException)
                 said = (choice, _without_sizes(str(error), inputs))
                 errors[said] += 1
-                if errors[said] > 1 and not isinstance(last, ValueError | AssertionError):
+                if errors[said] >= (2 if isinstance(last, _NOT_OF_SIZE) else 3) and not isinstance(last, _OF_SIZE):
                     hopeless.add(choice)
                 break
     advice = "pass example_inputs (or --input-size) that it takes"

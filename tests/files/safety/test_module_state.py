@@ -224,6 +224,9 @@ CALLABLES = {
 @pytest.mark.parametrize("name", ["forward", "__call__", "extra_repr", "_call_impl", "__setstate__", "to"])
 def test_nothing_stands_in_the_place_of_a_method(name: str, value: Any, tmp_path: Path) -> None:
     path = write_pt(tmp_path / "m.pt", pickled(identity(**{name: value})))
+    if name in ("extra_repr", "to") and isinstance(value, str | int):
+        assert vars(upswap.load(path))[name] == value  # it cannot be called
+        return
     with pytest.raises(UntrustedFileError, match=f"in the place of Identity.{name}|in the place of a|is refused"):
         upswap.load(path)
 

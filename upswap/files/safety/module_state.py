@@ -69,6 +69,8 @@ def _shadows(cls: type, key: str, value: Any) -> bool:
     for base in cls.__mro__:
         if key in vars(base):
             own = vars(base)[key]
+            if isinstance(value, str | int | float | None) and key != "forward" and not key.startswith("_"):
+                return False  # ultralytics keeps the kind of a layer as `type`; text and numbers cannot be called
             is_code = callable(own) or hasattr(type(own), "__get__")
             # Slots and the instance's own `__dict__` are data; a value there is what they are for.
             return (is_code and not hasattr(type(own), "__set__")) or callable(value)
