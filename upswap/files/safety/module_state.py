@@ -41,7 +41,7 @@ def check_modules(model: nn.Module, trusted: tuple[str, ...] = ()) -> None:
             if "_hooks" in key and isinstance(value, dict) and isinstance(instance, nn.Module):
                 for hook in value.values():
                     if not _may_hook(hook, trusted):
-                        raise UntrustedFileError(f"it puts {_told(hook)} among the hooks of a {cls.__name__}")
+                        raise UntrustedFileError(f"it puts {_told(hook)} among the {key} of {cls.__name__}")
 
 
 def _instances(model: nn.Module) -> Iterator[Any]:

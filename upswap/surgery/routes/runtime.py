@@ -79,7 +79,7 @@ def resize(
     return through(target, getattr(owner, target.child), *args, **{**_IMPLIED[function], **given})
 
 
-def _layer(target: Target, upsampler: nn.Module, layer: nn.Upsample, input: torch.Tensor) -> torch.Tensor:
+def _layer(target: Target, upsampler: nn.Module, layer: nn.Upsample, *args: Any, **kwargs: Any) -> torch.Tensor:
     """The call of an `nn.Upsample`, sent through an upsampler; its hooks run as they would have."""
     call: Callable[..., torch.Tensor] = functools.partial(
         through,
@@ -92,10 +92,10 @@ def _layer(target: Target, upsampler: nn.Module, layer: nn.Upsample, input: torc
         recompute_scale_factor=layer.recompute_scale_factor,
     )
     if not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks):
-        return call(input)
+        return call(*args, **kwargs)
     hooked = object.__new__(_Hooked)
     hooked.__dict__ = {**layer.__dict__, "_upswap_call": call}
-    return cast(torch.Tensor, hooked(input))
+    return cast(torch.Tensor, hooked(*args, **kwargs))
 
 
 class _Hooked(nn.Upsample):
