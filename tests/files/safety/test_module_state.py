@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork
@@ -187,9 +188,9 @@ def test_no_name_in_a_tree_of_modules_becomes_code(text: str, tmp_path: Path) ->
         table.clear()
         table.update(items)
         run(lambda odd=odd: upswap.patch(odd))
-        with pytest.warns(UpswapWarning, match="which is no plain name or number"):
+        with pytest.warns(UpswapWarning, match="which is no plain name"):
             upswap.save(odd, tmp_path / "odd.pt", force=True)
-        with pytest.raises(UntrustedFileError, match="which is no plain name or number"):
+        with pytest.raises(UntrustedFileError, match="which is no plain name"):
             upswap.load(tmp_path / "odd.pt", trust=[__name__.partition(".")[0]])
 
 
@@ -316,3 +317,16 @@ def test_real_models_pass() -> None:
     hooked = nn.Identity()
     hooked._forward_hooks = OrderedDict()
     check_modules(hooked)
+
+
+def test_names_that_real_models_have_are_stored_and_not_traced(tmp_path: Path) -> None:
+    """RegNet's `block1-0`, DiNTS's `(0, 1)`."""
+    regnet = torchvision.models.regnet_y_400mf(weights=None).eval()
+    upswap.save(regnet, tmp_path / "regnet.pt")
+    assert set(upswap.load(tmp_path / "regnet.pt").state_dict()) == set(regnet.state_dict())
+    odd = model()
+    odd.line._modules = {"block1-0": nn.Identity(), "(0, 1)": odd.line.conv, **odd.line._modules}
+    assert upswap.inspect(odd).site("line").route == "source"
+    with pytest.warns(UpswapWarning, match="without trust"):
+        upswap.save(odd, tmp_path / "odd.pt")
+    upswap.load(tmp_path / "odd.pt", trust=[__name__.partition(".")[0]])

@@ -20,7 +20,7 @@ from ...errors import PlanError, SaveError, SourceError, UntrustedFileError, Ups
 from ...shown import one_line
 from ...surgery import apply as rewrite
 from ...surgery import rewritten_class
-from ...surgery.routes.names import odd_names
+from ...surgery.routes.names import STORED, odd_names
 from ..safety import allowed_names as trusting
 from ..safety import pickle_scan as screen
 from ..safety.module_state import check_modules
@@ -65,11 +65,11 @@ def _pickle(model: nn.Module, writer: _Writer) -> None:
 
 def warn_where_not_loadable(model: nn.Module, path: Path) -> None:
     """Tell now, not on loading, that the file of a model needs more than the allow-list has."""
-    odd = next(odd_names(model), None)
+    odd = next(odd_names(model, STORED), None)
     if odd is not None:
         told = UpswapWarning(
             f"the file is written, and upswap.load will refuse it: a part of a {odd[0]} has the name {odd[1]!r}, which is no "
-            "plain name or number. A .safetensors or a folder can be loaded with model="
+            "plain name. A .safetensors or a folder can be loaded with model="
         )
         warnings.warn(told, stacklevel=3)
         return

@@ -12,7 +12,7 @@ from torch import nn
 from ...architectures.packages import inside
 from ...errors import UntrustedFileError
 from ...shown import one_line
-from ...surgery.routes.names import odd_names
+from ...surgery.routes.names import STORED, odd_names
 from .stand_ins import SealedFunction
 
 #: Objects of these hook a layer that they normalise; torch's own `spectral_norm` and `weight_norm` do.
@@ -28,9 +28,9 @@ def check_modules(model: nn.Module, trusted: tuple[str, ...] = ()) -> None:
         model: as a file gave it, with stand-ins for the classes in it.
         trusted: the packages whose functions and objects may be hooks.
     """
-    odd = next(odd_names(model), None)
+    odd = next(odd_names(model, STORED), None)
     if odd is not None:
-        raise UntrustedFileError(f"it names a part of a {odd[0]} {odd[1][:80]!r}, which is no plain name or number")
+        raise UntrustedFileError(f"it names a part of a {odd[0]} {odd[1][:80]!r}, which is no plain name")
     for instance in _instances(model):
         cls = type(instance)
         for key, value in vars(instance).items():

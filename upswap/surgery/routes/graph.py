@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ...plan.site import Site, child_of
-from .names import odd_names
+from .names import TRACED, odd_names
 from .refusals import Misfit, NotFaithful
 from .tracer import trace
 
@@ -23,7 +23,7 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
     Raises `NotFaithful` where the graph would not be right for every input.
     """
     _check_traceable(sites, forward)
-    odd = next(odd_names(owner), None)
+    odd = next(odd_names(owner, TRACED), None)
     if odd is not None:
         raise NotFaithful(f"a part of a {odd[0]} has the name {odd[1]!r}")
     tensor = next(iter((*owner.parameters(), *owner.buffers())), None)
