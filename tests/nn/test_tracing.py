@@ -89,6 +89,7 @@ def test_a_patched_model_can_be_traced_by_fx() -> None:
         assert all(parameter.grad is not None for parameter in graph.get_submodule(path).parameters())
 
 
+# torch.ao says that it moves, and that observers have seen little.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_patched_model_can_be_prepared_for_quantised_training() -> None:
     model = patched_net()
@@ -100,6 +101,7 @@ def test_a_patched_model_can_be_prepared_for_quantised_training() -> None:
     assert all(module.offset.weight.grad is not None for module in kept.values())
 
 
+# Shapes are compared while tracing, as torch's own layers do, and torch.jit is on its way out.
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("training", [True, False])

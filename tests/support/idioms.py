@@ -376,6 +376,26 @@ class CheckpointedMethod(Base):
         return self.last(checkpoint(self.segment, high, use_reentrant=self.reentrant))
 
 
+class CheckpointedResize(Base):
+    """The resize itself is what the model hands to torch: a function, and a layer at two places."""
+
+    reentrant = False
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=2)
+
+    def forward(self, image):
+        high, low = self.both(image)
+        x = low + checkpoint(self.up, self.low(low), use_reentrant=self.reentrant)
+        x = checkpoint(self.up, x, use_reentrant=self.reentrant)
+        return self.last(high + x + checkpoint(F.interpolate, low, None, 2.0, use_reentrant=self.reentrant))
+
+
+class ReentrantResize(CheckpointedResize):
+    reentrant = True
+
+
 class ReentrantHelper(CheckpointedHelper):
     reentrant = True
 
@@ -481,6 +501,18 @@ class OneLayerInLoop(Base):
         for skip in (low, high):
             x = skip + self.up(input=x)
         return self.last(x)
+
+
+class LayerByForward(Base):
+    """A layer whose forward is called, which runs no hooks."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=2)
+
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + self.up.forward(low + self.up.forward(self.low(low))))
 
 
 class MadeLayers(Base):

@@ -47,6 +47,7 @@ class _Dying:
             pass
 
 
+# An error inside `__del__` is lost, which is one of the cases: pytest would tell of it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_whatever_it_is_busy_with(file: Path) -> None:
     def thrown_away() -> None:

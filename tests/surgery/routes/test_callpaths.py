@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import idioms as d
 import invariants
@@ -49,6 +51,8 @@ MODELS: dict[type[nn.Module], dict[str, str]] = {
     d.CheckpointedLocal: {"root:0": SOURCE, "root:1": "identity", "root:2": SOURCE},
     d.CheckpointedLambda: {"root": SOURCE},
     d.CheckpointedMethod: {"root:0": SOURCE, "root:1": SOURCE},
+    d.CheckpointedResize: {"root:0": SOURCE, "root:1": SOURCE, "root:2": SOURCE},
+    d.ReentrantResize: {"root:0": SOURCE, "root:1": SOURCE, "root:2": SOURCE},
     d.ReentrantHelper: {"root": SOURCE},
     d.ReentrantLambda: {"root": SOURCE},
     d.ReentrantMethod: {"root:0": SOURCE, "root:1": SOURCE},
@@ -57,6 +61,7 @@ MODELS: dict[type[nn.Module], dict[str, str]] = {
     d.SharedLayer: {"up": "feature => module"},
     d.OneLayer: {"root:0": SOURCE, "root:1": SOURCE, "root:2": "logits"},
     d.OneLayerInLoop: {"root:0": SOURCE, "root:1": SOURCE},
+    d.LayerByForward: {"root:0": SOURCE, "root:1": SOURCE},
     d.MadeLayers: {"root:0": SOURCE, "root:1": SOURCE, "root:2": SOURCE},
     d.ListedLayers: {"root:0": SOURCE, "root:1": SOURCE, "root:2": SOURCE},
     d.MethodInComprehension: {"root:0": SOURCE, "root:1": SOURCE},
@@ -122,6 +127,20 @@ def test_copies_pickles_and_plans(cls: type[nn.Module]) -> None:
             invariants.assert_equal(invariants.outputs(model, (args, kwargs)), plain)
 
 
+def test_a_resize_that_torch_runs_otherwise_is_kept() -> None:
+    """How often is torch's business, and so is the order."""
+
+    class Mapped(d.Base):
+        def forward(self, image):
+            high, low = self.both(image)
+            maps = torch.utils._pytree.tree_map(partial(F.interpolate, scale_factor=2), [low, self.low(low)])
+            return self.last(high + maps[0].mean() + maps[1].mean())
+
+    for site in upswap.inspect(build(Mapped)).sites:
+        assert site.reason.startswith("cannot be rewritten: ")
+        assert site.reason.endswith(" of torch runs the resize")
+
+
 def test_a_layer_called_at_several_places_can_share_one_upsampler() -> None:
     model = build(d.OneLayerInLoop)
     patched = upswap.patch(copy.deepcopy(model), given(model, 0), share_layers=True)
@@ -168,7 +187,7 @@ def test_a_layer_put_in_the_place_of_a_called_one_runs_with_a_warning() -> None:
 
 
 #: What torch.compile itself refuses: the original does not compile whole either.
-UNCOMPILED = {d.ReentrantHelper, d.ReentrantLambda, d.ReentrantMethod, d.UntilLarge}
+UNCOMPILED = {d.ReentrantResize, d.ReentrantHelper, d.ReentrantLambda, d.ReentrantMethod, d.UntilLarge}
 
 
 @pytest.mark.parametrize("cls", [cls for cls in MODELS if cls not in UNCOMPILED], ids=lambda cls: cls.__name__)

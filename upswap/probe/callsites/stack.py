@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional as F
 
@@ -86,8 +87,7 @@ def trail(
         nearest = next((m for m in map(_first_argument, frames) if m is not None and known(m)), None)
         return Trail(nearest, (), outer, _why_no_method(frames, nearest))
     owner = _first_argument(frames[start])
-    hops, counting = _hops(frames[: _outermost(frames, start, known) + 1])
-    return Trail(owner, hops, counting)
+    return Trail(owner, *_hops(frames[: _outermost(frames, start, known) + 1]))
 
 
 def _frames(frame: FrameType | None, boundary: CodeType, passes: Callable[[nn.Module], bool]) -> list[FrameType]:
@@ -155,8 +155,8 @@ def _calls_method(caller: CodeType, where: Position, callee: FrameType) -> bool:
     )
 
 
-def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType]:
-    """The hops from the last of the frames to the first, and the frame that counts."""
+def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, str]:
+    """The hops from the last of the frames to the first, the frame that counts, and why the way cannot be rewritten."""
     hops: list[Hop] = []
     index = len(frames) - 1
     counting, fresh = frames[index], False
@@ -170,8 +170,17 @@ def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType]:
         module = str(current.f_globals.get("__name__", ""))
         hops.append(Hop(current.f_code, position(frames[text]), module, fresh, inner))
         if text == 0:
-            return tuple(hops), counting
-        index = next((i for i in range(text - 1, -1, -1) if not _is_torch(frames[i])), text - 1)
+            return tuple(hops), counting, ""
+        below = next((i for i in range(text - 1, -1, -1) if not _is_torch(frames[i])), None)
+        if below is None:
+            # `checkpoint(F.interpolate, x)`: what the model hands to torch is the resize itself.
+            runs_once = any(frame.f_code.co_filename == torch.utils.checkpoint.__file__ for frame in frames[:text])
+            return (
+                tuple(hops),
+                counting,
+                "" if runs_once else f"{frames[0].f_code.co_qualname} of torch runs the resize",
+            )
+        index = below
         fresh = index != text - 1
         if fresh:
             counting = frames[index]

@@ -6,7 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -67,21 +67,39 @@ def resize(
     target = targets[occurrence] if occurrence < len(targets) else None
     if target is None:
         return original(*args, **kwargs)
-    function, given = original, kwargs
-    if isinstance(function, functools.partial):
-        args, given = (*function.args, *args), {**function.keywords, **kwargs}
-        function = function.func
-    if is_resize_layer(function):
-        return _layer(target, getattr(owner, target.child), function, *args, **given)
-    if function not in _IMPLIED:
-        _say(f"site {target.site}: the resize was called through {original!r}, which upswap does not know")
-        return function(*args, **given)
-    return through(target, getattr(owner, target.child), *args, **{**_IMPLIED[function], **given})
+    upsampler = getattr(owner, target.child)
+    sent = _sent(target, upsampler, original)
+    if sent is not None:
+        return sent(*args, **kwargs)
+    # `checkpoint(F.interpolate, x)`: torch runs the resize it is handed, and runs it again in the backward pass.
+    for index, value in enumerate(args):
+        sent = _sent(target, upsampler, value)
+        if sent is not None:
+            return original(*args[:index], sent, *args[index + 1 :], **kwargs)
+    for name, value in kwargs.items():
+        sent = _sent(target, upsampler, value)
+        if sent is not None:
+            return original(*args, **{**kwargs, name: sent})
+    _say(f"site {target.site}: the resize was called through {original!r}, which upswap does not know")
+    return original(*args, **kwargs)
 
 
-def _layer(target: Target, upsampler: nn.Module, layer: nn.Upsample, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """The call of an `nn.Upsample`, sent through an upsampler; its hooks run as they would have."""
-    call: Callable[..., torch.Tensor] = functools.partial(
+def _sent(target: Target, upsampler: nn.Module, resize: Any) -> Callable[..., torch.Tensor] | None:
+    """A resize as a function that goes through the upsampler; None for what is no resize."""
+    if isinstance(resize, functools.partial):
+        inner = _sent(target, upsampler, resize.func)
+        return inner and functools.partial(inner, *resize.args, **resize.keywords)
+    if is_resize_layer(resize):
+        return functools.partial(_layer, target, upsampler, resize)
+    if isinstance(resize, MethodType) and is_resize_layer(resize.__self__) and resize.__name__ == "forward":
+        return _without_hooks(target, upsampler, resize.__self__)
+    if isinstance(resize, FunctionType) and resize in _IMPLIED:
+        return functools.partial(through, target, upsampler, **_IMPLIED[resize])
+    return None
+
+
+def _without_hooks(target: Target, upsampler: nn.Module, layer: nn.Upsample) -> Callable[..., torch.Tensor]:
+    return functools.partial(
         through,
         target,
         upsampler,
@@ -91,6 +109,11 @@ def _layer(target: Target, upsampler: nn.Module, layer: nn.Upsample, *args: Any,
         align_corners=layer.align_corners,
         recompute_scale_factor=layer.recompute_scale_factor,
     )
+
+
+def _layer(target: Target, upsampler: nn.Module, layer: nn.Upsample, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """The call of an `nn.Upsample`, sent through an upsampler; its hooks run as they would have."""
+    call = _without_hooks(target, upsampler, layer)
     if not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks):
         return call(*args, **kwargs)
     hooked = object.__new__(_Hooked)
