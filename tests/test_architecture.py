@@ -53,7 +53,6 @@ WITHOUT = {
     "surgery/apply.py",
     "surgery/checking/first_difference.py",
     "surgery/rewritten_class.py",
-    "surgery/routes/graph.py",
     "surgery/routes/recompile.py",
     "surgery/routes/runtime.py",
     "surgery/routes/source.py",

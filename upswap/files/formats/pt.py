@@ -18,10 +18,10 @@ from torch import nn
 
 from ...errors import PlanError, SaveError, SourceError, UntrustedFileError, UpswapWarning
 from ...surgery import apply as rewrite
-from ...surgery import rewritten_class
 from ..safety import allowed_names as trusting
 from ..safety import pickle_scan as screen
-from ..safety.stand_ins import unseal
+from ..safety.judgement import judged, made_real
+from ..safety.stand_ins import SafeGlobal
 from ..state_dict import is_state_dict
 
 if TYPE_CHECKING:
@@ -65,12 +65,11 @@ def warn_where_not_loadable(path: Path) -> None:
     try:
         pickled = screen.archive(path)
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        trusting.safe_globals(names, str(path))
+        pairs = trusting.safe_globals(names, str(path))
         screen.instructions(pickled, names)
+        judged(_unpickled(path, pairs, "meta"))
     except UntrustedFileError as error:
-        warnings.warn(
-            f"the file is written, and upswap.load will refuse it without trust: {error}", UpswapWarning, stacklevel=3
-        )
+        warnings.warn(f"the file is written, and upswap.load will refuse it: {error}", UpswapWarning, stacklevel=3)
 
 
 def read(path: Path, trust: tuple[str, ...]) -> Any:
@@ -83,12 +82,10 @@ def read(path: Path, trust: tuple[str, ...]) -> Any:
     pairs = trusting.safe_globals(names, str(path), trust)
     try:
         screen.instructions(pickled, names)
-        with torch.serialization.safe_globals(pairs), rewritten_class.all_misfits():
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(found, nn.Module):
-            unseal(found)
-            if rewrite.is_patched(found):
-                rewrite.plan_of(found)  # of a schema that this version reads
+        found, blanks = judged(_unpickled(path, pairs, "cpu"), trust)
+        made_real(blanks)
+        if isinstance(found, nn.Module) and rewrite.is_patched(found):
+            rewrite.plan_of(found)  # of a schema that this version reads
         return found
     except pickle.UnpicklingError as error:
         raise UntrustedFileError(f"{path} is refused: {_cause(error)}") from error
@@ -100,6 +97,16 @@ def read(path: Path, trust: tuple[str, ...]) -> Any:
         raise SourceError(f"{path} is refused: {error}") from error
     except Exception as error:  # as above: truncated records, impossible shapes, missing storages
         raise SourceError(f"{path} is damaged: {type(error).__name__}: {_cause(error)}") from error
+
+
+def _unpickled(path: Path, pairs: list[SafeGlobal], device: str) -> Any:
+    """What torch makes of the file with these stand-ins; on the meta device without reading the tensors."""
+    try:
+        with torch.serialization.safe_globals(pairs):
+            return torch.load(path, map_location=device, weights_only=True)
+    finally:
+        # torch keeps sparse tensors for a check at the end of the load; those of a refused file would fail the next one.
+        torch._utils._sparse_tensors_to_validate.clear()
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> str:

@@ -278,8 +278,8 @@ class _Template:
         factory.body = [ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in free]
         scope = _enclosing_class(code.co_qualname)
         if scope is not None:
-            definition = cast(ast.ClassDef, ast.parse(f"class {scope}: pass").body[0])
-            definition.body = [node]
+            definition = cast(ast.ClassDef, ast.parse("class _: pass").body[0])
+            definition.name, definition.body = scope, [node]
             factory.body.append(definition)
         else:
             factory.body.append(node)
