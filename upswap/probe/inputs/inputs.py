@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def _parts(value: Any) -> dict[str, Any] | None:
 
 
 def _fields(cls: type) -> tuple[str, ...]:
-    names: Iterable[str] = getattr(cls, "__dataclass_fields__", None) or getattr(cls, "_fields", ())
+    names: Any = getattr(cls, "__dataclass_fields__", None) or getattr(cls, "_fields", ())
     return tuple(names)
 
 
