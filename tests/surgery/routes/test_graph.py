@@ -68,9 +68,9 @@ def test_arguments_keep_their_names() -> None:
 
 
 HOSTILE = (
-    'x") or open("MARK", "w") or getattr(self, "first',
-    'x\n    open("MARK", "w")\n    #',
-    'x\r    open("MARK", "w")\r    #',
+    'training") or open("MARK", "w") or getattr(self, "first',
+    'training")\n    open("MARK", "w")\n    getattr(self, "first',
+    'training")\r    open("MARK", "w")\r    getattr(self, "first',
     'x\u2028open("MARK", "w")',
     "x'''\nopen('MARK', 'w')\n'''",
     "open('MARK', 'w')",
