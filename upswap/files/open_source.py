@@ -13,6 +13,7 @@ from ..architectures.spec import parse
 from ..errors import SourceError
 from . import checkpoint
 from .formats import host_folder as hub
+from .safety.judgement import check_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ def open_source(text: str, *, trust: Iterable[str] = (), weights: str | Path | N
         if spec.options:
             raise SourceError(f"{spec}: a folder takes no options; they are in its config.json")
         folder = Path(spec.name).expanduser()
-        source = Source(hub.open_folder(folder), str(spec), folder)
+        source = Source(check_parts(hub.open_folder(folder), str(folder)), str(spec), folder)
     else:
         source = Source(build(spec), str(spec), None)
     if weights is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickletools
 from collections import OrderedDict
 from pathlib import Path
@@ -20,6 +21,8 @@ import upswap
 from models import IMAGES, patched, unet
 from raw_pickle import Call, Global, New, Raw, module, pickled, write_pt
 from upswap import SourceError, UntrustedFileError, UpswapWarning
+from upswap.files.formats import safetensors as portable
+from upswap.files.open_source import open_source
 
 SET = Global("builtins", "set")
 ENCODE = Global("_codecs", "encode")
@@ -156,20 +159,17 @@ def module_of(cls: Global, record: Any, state: Any) -> Call:
     return Call(Global("upswap.surgery", "restore"), cls, record, state=state)
 
 
-def test_sharing_and_circles_stay_as_they_were(tmp_path: Path) -> None:
+def test_sharing_stays_as_it_was(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())
     pair = (UpsampleMode.DECONV, [1])
     model.values = {"pair": pair, "again": pair, UpsampleMode.DECONV: {UpsampleMode.PIXELSHUFFLE}}
-    model.round = [model.values]
-    model.round.append(model.round)
-    model[1].up = [model]  # not registered
+    model[1].kept = [model[0]]  # not registered there
     torch.save(model, tmp_path / "model.pt")
     got = upswap.load(tmp_path / "model.pt")
     assert got.values["pair"] is got.values["again"]
     assert got.values["pair"] == pair
     assert got.values[UpsampleMode.DECONV] == {UpsampleMode.PIXELSHUFFLE}
-    assert got.round[1] is got.round
-    assert got[1].up[0] is got
+    assert got[1].kept[0] is got[0]
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
@@ -233,3 +233,24 @@ def test_numbers_of_numpy_are_values(tmp_path: Path) -> None:
     model.scale = (np.float32(2), np.dtype("float32"))
     torch.save(model, tmp_path / "model.pt")
     assert upswap.load(tmp_path / "model.pt").scale == model.scale
+
+
+@pytest.mark.parametrize("name", ["nyu", 'n"); exec("x'])
+def test_a_configuration_may_not_name_parts_as_it_likes(name: str, tmp_path: Path) -> None:
+    """ZoeDepth names its heads as its configuration does."""
+    from zoos.transformers_zoo import CASES
+
+    (case,) = (case for case in CASES if case.name == "zoedepth-nk")
+    model: Any = case.build()
+    old = model.config.bin_configurations[0]["name"]
+    model.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace(json.dumps(old), json.dumps(name)))
+    tensors, _ = portable.read(tmp_path / "model.safetensors")
+    renamed = {key.replace(f".{old}.", f".{name}."): tensor for key, tensor in tensors.items()}
+    portable.write(renamed, {"format": "pt"}, tmp_path / "model.safetensors")
+    if name.isidentifier():
+        assert open_source(f"hf:{tmp_path}").model
+        return
+    with pytest.raises(UntrustedFileError, match="named"):
+        open_source(f"hf:{tmp_path}")

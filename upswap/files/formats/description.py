@@ -16,6 +16,7 @@ from ...plan.plan import Plan
 from ...surgery.apply import is_patched, plan_of, undo
 from ...surgery.replay import apply_plan
 from ..safety import allowed_names as trusting
+from ..safety.judgement import check_parts
 from ..safety.memory_limit import allocating_at_most, check_numbers
 from ..state_dict import assign
 
@@ -72,6 +73,8 @@ def restored(
             check_numbers(spec.options, tensors, str(path))
         with allocating_at_most(tensors, str(path)):
             made = build().train(bool(description.get("training"))) if model is None else model
+            if model is None and (spec is None or spec.scheme != "python"):
+                check_parts(made, str(path))
             if description.get("plan") is not None:
                 apply_plan(made, _checked(description["plan"], made, path))
         assign(made, tensors, path, keep_dtype=True)

@@ -38,7 +38,7 @@ LAYERS: tuple[str, ...] = (
 # What holds nothing else and has no behaviour that a file could choose.
 _VALUES = (
     type(None), bool, int, float, complex, str, bytes, torch.Size, torch.device, torch.dtype, torch.layout,
-    torch.memory_format, torch.qscheme, torch.UntypedStorage, torch.TypedStorage,
+    torch.memory_format, torch.qscheme,
 )  # fmt: skip
 
 #: The attributes of a module that hold what torch calls before and after its own functions.
@@ -84,6 +84,20 @@ def made_real(blanks: Iterable[Any]) -> None:
         if isinstance(blank, nn.Module):
             blank.__setstate__(of["state"])
     rewrite_all([(blank, of["record"]) for blank, of in given if of["record"] is not None])
+
+
+def check_parts(model: nn.Module, path: str) -> nn.Module:
+    """`model`, which the file or folder at `path` describes; a configuration can name parts.
+
+    Raises `UntrustedFileError` for a name that a file may not have.
+    """
+    for module in model.modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            try:
+                _check_name(type(module), name)
+            except UntrustedFileError as error:
+                raise UntrustedFileError(f"{path} is refused: {error}") from error
+    return model
 
 
 class _Judge:
