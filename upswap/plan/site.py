@@ -15,7 +15,7 @@ from .decode import Rule
 
 def is_plain(name: object) -> bool:
     """Whether a name is an identifier that Python itself gives no meaning, or a number as containers of modules have them."""
-    if not isinstance(name, str) or (name.startswith("__") and name.endswith("__")):
+    if type(name) is not str or (name.startswith("__") and name.endswith("__")):
         return False
     return name.isidentifier() or (name.isascii() and name.isdigit())
 

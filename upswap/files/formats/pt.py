@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import threading
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -26,6 +27,10 @@ from ..state_dict import is_state_dict
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+# What torch may load is a list of the whole process, from which a load that ends takes its names.
+_LOADING = threading.Lock()
 
 
 def write(model: nn.Module, path: Path) -> None:
@@ -102,7 +107,7 @@ def read(path: Path, trust: tuple[str, ...]) -> Any:
 def _unpickled(path: Path, pairs: list[SafeGlobal], device: str) -> Any:
     """What torch makes of the file with these stand-ins; on the meta device without reading the tensors."""
     try:
-        with torch.serialization.safe_globals(pairs):
+        with _LOADING, torch.serialization.safe_globals(pairs):
             return torch.load(path, map_location=device, weights_only=True)
     finally:
         # torch keeps sparse tensors for a check at the end of the load; those of a refused file would fail the next one.

@@ -45,7 +45,7 @@ _VALUES = (
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 
 #: Whose instances may be hooks: weight norm, spectral norm.
-_HOOK_CLASSES = ("torch.nn.utils",)
+_HOOK_CLASSES = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
 
 # Beside plain names, those of torchvision's RegNet (`block1-0`) and MONAI's DiNTS (`(0, 1)`). None can end a string in source
 # code; and what has one is never traced (`surgery.routes.traceable`).
@@ -166,7 +166,7 @@ class _Judge:
         cls, record, state = of["original"], of["record"], of.setdefault("state", {})
         if record is not None:
             _check_record(cls, record)
-        if type(state) not in (dict, OrderedDict) or (issubclass(cls, nn.Module) and not state):
+        if type(state) is not dict or (issubclass(cls, nn.Module) and not state):
             raise UntrustedFileError(f"it holds a {cls.__qualname__} whose state is not what one has")
         self.blanks.append(blank)
         values = self._attributes(cls, state)
