@@ -49,7 +49,6 @@ WITHOUT = {
     "probe/survey.py",
     "surgery/checking/first_difference.py",
     "surgery/rewritten_class.py",
-    "surgery/routes/graph.py",
     "surgery/routes/recompile.py",
     "surgery/routes/runtime.py",
     "surgery/routes/source.py",

@@ -84,7 +84,7 @@ class Watch:
             if args[0].partition(".")[0] not in ADMITTED and args[0] not in self._modules and not self._importing():
                 self._note(f"import of {args[0]}")
         elif event in ("compile", "exec"):
-            if not self._own_code(sys._getframe(1)):
+            if not self._own_code(sys._getframe(1), isinstance(args[0], str | bytes)):
                 self._note(f"{event} of {str(args[0])[:80]}")
         elif event.startswith(_ACTS) and event not in _HARMLESS:
             self._note(f"{event} {str(args)[:80]}")
@@ -104,19 +104,19 @@ class Watch:
         return False
 
     @staticmethod
-    def _own_code(frame: FrameType | None) -> bool:
-        """Whether code is made by upswap's rewriting, by FX, by parsing without running, or by importing a module."""
+    def _own_code(frame: FrameType | None, text: bool) -> bool:
+        """Whether code is made by upswap's rewriting, not from text, by parsing without running, or by importing a module."""
         while frame is not None:
             code = frame.f_code
             if code.co_name in ("_load_unlocked", "_call_with_frames_removed"):
                 return True
             if code.co_name == "parse" and code.co_filename.endswith("ast.py"):
                 return True
-            if code.co_filename.endswith(
-                ("routes/recompile.py", "routes/graph.py", "collections/__init__.py", "dataclasses.py")
-            ):
+            if code.co_filename.endswith(("routes/recompile.py", "routes/graph.py")) and not text:
                 return True
-            if "/torch/fx/" in code.co_filename or "/torch/_" in code.co_filename:
+            if code.co_filename.endswith(("collections/__init__.py", "dataclasses.py")):
+                return True
+            if "/torch/_" in code.co_filename:
                 # torch's own, but not where its unpickler would be the one that calls.
                 return "_weights_only_unpickler" not in code.co_filename
             frame = frame.f_back

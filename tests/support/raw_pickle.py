@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 
 class Raw(bytes):
@@ -36,6 +37,13 @@ class New(Call):
     """The same with NEWOBJ: `cls.__new__(cls, *args)`."""
 
     instruction = pickle.NEWOBJ
+
+
+def module(cls: str, **state: Any) -> New:
+    """A module of `torch.nn.modules`, with what every module has, and more."""
+    empty = {name: value for name, value in vars(nn.Identity()).items() if name != "training"}
+    place, _, name = f"torch.nn.modules.{cls}".rpartition(".")
+    return New(Global(place, name), state={**empty, "training": False, **state})
 
 
 class _Pickler(pickle._Pickler):  # type: ignore[name-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 
 import pytest
@@ -251,3 +252,15 @@ def test_kinds_opens_gates_and_logits_and_says_what_it_cannot() -> None:
     invariants.check_step_0(original, patched, [torch.randn(2, 3, 16, 24)])
     invariants.check_learning(patched, torch.randn(2, 3, 16, 24))
     invariants.check_unpatch(original, patched, torch.randn(2, 3, 16, 24))
+
+
+@pytest.mark.parametrize("name", ["forward", "conv", "gain", "_modules", "train"])
+def test_a_plan_may_not_put_an_upsampler_in_the_place_of_something_else(name: str) -> None:
+    """The model is left as it was: not even the first of two owners is changed."""
+    model = nn.Sequential(build(), nn.Conv2d(2, 2, 1)).eval()
+    plan = upswap.inspect(model, image())
+    sites = [dataclasses.replace(site, module=f"{site.owner}.{name}") for site in plan.sites if site.name == "0.block"]
+    with pytest.raises(upswap.PlanError, match=rf"site 0\.block: .*{name}"):
+        upswap.patch(model, plan=plan.replace_sites(sites))
+    assert type(model[0].block) is Block
+    assert list(model.state_dict()) == [f"0.{key}" for key in build().state_dict()] + ["1.weight", "1.bias"]

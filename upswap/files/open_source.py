@@ -15,6 +15,7 @@ from ..shown import errors_shown
 from . import checkpoint
 from .formats import folder as own_folder
 from .formats import host_folder as hub
+from .safety.judgement import check_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ def open_source(text: str, *, trust: Iterable[str] = (), weights: str | Path | N
             raise SourceError(f"{spec}: a folder takes no options; they are in its config.json")
         folder = Path(spec.name).expanduser()
         own_folder.finish_save(folder)  # the host would open files of two saves, and not see it
-        source = Source(hub.open_folder(folder), str(spec), folder)
+        source = Source(check_parts(hub.open_folder(folder), str(folder)), str(spec), folder)
     else:
         source = Source(build(spec), str(spec), None)
     if weights is not None:

@@ -13,6 +13,13 @@ from . import decode as _schema
 from .decode import Rule
 
 
+def is_plain(name: object) -> bool:
+    """Whether a name is an identifier that Python itself gives no meaning, or a number as containers of modules have them."""
+    if type(name) is not str or (name.startswith("__") and name.endswith("__")):
+        return False
+    return name.isidentifier() or (name.isascii() and name.isdigit())
+
+
 def child_of(site: Site) -> str:
     """The name of a site's upsampler in its owner.
 

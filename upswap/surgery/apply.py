@@ -84,6 +84,12 @@ def _subclassing(
     model: nn.Module, owner: nn.Module, cls: type, children: Sequence[tuple[Site, nn.Module]]
 ) -> Callable[[], None]:
     added = [(_holder(model, site), child_of(site), child) for site, child in children]
+    for holder, name, _ in added:
+        # Known before anything is changed; a plan from a file may name a method.
+        if hasattr(owner, name) or hasattr(holder, name):
+            raise PlanError(
+                f"site {', '.join(site.name for site, _ in children)}: {name!r} is the name of something else already"
+            )
 
     def change() -> None:
         for holder, name, child in added:

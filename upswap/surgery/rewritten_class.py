@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from torch import nn
@@ -85,22 +83,6 @@ def _record_of(module: nn.Module) -> Record | None:
 # -- pickling -------------------------------------------------------------------------------------------------------------
 
 
-_misfits: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("misfits", default=None)
-
-
-@contextlib.contextmanager
-def all_misfits() -> Iterator[None]:
-    """Inside, a rewritten module that no longer fits its class does not end the unpickling; the end names all of them."""
-    found: dict[str, str] = {}
-    token = _misfits.set(found)
-    try:
-        yield
-    finally:
-        _misfits.reset(token)
-    if found:
-        raise does_not_fit("the rewritten modules in this file do not fit their classes any more", found)
-
-
 class Pending(nn.Module):
     """A rewritten module between being made by the unpickler and getting its state, when it becomes itself again."""
 
@@ -108,14 +90,27 @@ class Pending(nn.Module):
         original, data = self.__dict__.pop("_target")
         self.__class__ = original
         self.__setstate__(state)
-        record = Record.from_dict(data)
         try:
-            self.__class__ = rewritten_class(original, record, replay_owner(self, record.sites, record.forward))
+            _rewrite(self, data)
         except Misfit as misfit:
-            found = _misfits.get()
-            if found is None:
-                raise does_not_fit("this rewritten module does not fit its class any more", misfit.causes) from misfit
-            found.update(misfit.causes)
+            raise does_not_fit("this rewritten module does not fit its class any more", misfit.causes) from misfit
+
+
+def rewrite_all(modules: Iterable[tuple[nn.Module, Any]]) -> None:
+    """Rewrite modules of a file, each as its record says in plain data; `PlanError` names all sites that do not fit."""
+    causes: dict[str, str] = {}
+    for module, data in modules:
+        try:
+            _rewrite(module, data)
+        except Misfit as misfit:
+            causes.update(misfit.causes)
+    if causes:
+        raise does_not_fit("the rewritten modules in this file do not fit their classes any more", causes)
+
+
+def _rewrite(module: nn.Module, data: Any) -> None:
+    record = Record.from_dict(data)
+    module.__class__ = rewritten_class(type(module), record, replay_owner(module, record.sites, record.forward))
 
 
 def restore(original: type, record: Mapping[str, Any]) -> Pending:

@@ -22,17 +22,10 @@ from torch import nn
 
 import upswap
 from models import IMAGES, patched, unet
-from raw_pickle import Call, Global, New, Raw, pickled, records, repacked, write_pt
+from raw_pickle import Call, Global, New, Raw, module, pickled, records, repacked, write_pt
 from upswap import OptionError, PlanError, SourceError, UntrustedFileError, UpswapWarning
 from upswap.files.formats import safetensors as portable
 from upswap.files.safety import allowed_names as trust
-
-
-def module(cls: str, **state: Any) -> New:
-    """A module of `torch.nn.modules`, with what every module has, and more."""
-    empty = {name: value for name, value in vars(nn.Identity()).items() if name != "training"}
-    place, _, name = f"torch.nn.modules.{cls}".rpartition(".")
-    return New(Global(place, name), state={**empty, "training": False, **state})
 
 
 def rewritten(argument: Any) -> Call:

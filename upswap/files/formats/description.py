@@ -18,6 +18,7 @@ from ...shown import one_line
 from ...surgery.apply import is_patched, plan_of, undo
 from ...surgery.replay import apply_plan
 from ..safety import allowed_names as trusting
+from ..safety.judgement import check_parts
 from ..safety.memory_limit import Budget
 from ..state_dict import assign
 from .traits import check_traits, give_traits, traits_of
@@ -79,6 +80,8 @@ def restored(
         if model is None:
             with budget.building():
                 made = build()
+            if spec is None or spec.scheme != "python":
+                check_parts(made, str(path))
         else:
             made = model
         if description.get("plan") is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import threading
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -19,16 +20,18 @@ from torch import nn
 from ...errors import PlanError, SaveError, SourceError, UntrustedFileError, UpswapWarning
 from ...shown import one_line
 from ...surgery import apply as rewrite
-from ...surgery import rewritten_class
-from ...surgery.routes.names import STORED, odd_names
 from ..safety import allowed_names as trusting
 from ..safety import pickle_scan as screen
-from ..safety.module_state import check_modules
-from ..safety.stand_ins import unseal
+from ..safety.judgement import judged, made_real
+from ..safety.stand_ins import SafeGlobal
 from ..state_dict import is_state_dict
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+# What torch may load is a list of the whole process, from which a load that ends takes its names.
+_LOADING = threading.Lock()
 
 
 def write(model: nn.Module, path: Path) -> None:
@@ -63,21 +66,14 @@ def _pickle(model: nn.Module, writer: _Writer) -> None:
         ) from error
 
 
-def warn_where_not_loadable(model: nn.Module, path: Path) -> None:
-    """Tell now, not on loading, that the file of a model needs more than the allow-list has."""
-    odd = next(odd_names(model, STORED), None)
-    if odd is not None:
-        told = UpswapWarning(
-            f"the file is written, and upswap.load will refuse it: a part of a {odd[0]} has the name {odd[1]!r}, which is no "
-            "plain name. A .safetensors or a folder can be loaded with model="
-        )
-        warnings.warn(told, stacklevel=3)
-        return
+def warn_where_not_loadable(path: Path) -> None:
+    """Tell now, not on loading, that a file needs more than the allow-list has."""
     try:
         pickled = screen.archive(path)
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         pairs = trusting.safe_globals(names, str(path))
         screen.instructions(pickled, names, trusting.restoring(pairs))
+        judged(_unpickled(path, pairs, "meta"))
     except SourceError as error:
         first, *more = error.args
         told = UpswapWarning(f"the file is written, and upswap.load will refuse it without trust: {first}", *more)
@@ -94,12 +90,10 @@ def read(path: Path, trust: tuple[str, ...]) -> Any:
     pairs = trusting.safe_globals(names, str(path), trust)
     try:
         screen.instructions(pickled, names, trusting.restoring(pairs))
-        with torch.serialization.safe_globals(pairs), rewritten_class.all_misfits():
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        found, blanks = judged(_unpickled(path, pairs, "cpu"), trust)
+        made_real(blanks)
         if isinstance(found, nn.Module):
             screen.check_tree(found, len(pickled))
-            check_modules(found, trust)
-            unseal(found)
             if rewrite.is_patched(found):
                 rewrite.plan_of(found)  # of a schema that this version reads
         return found
@@ -113,6 +107,16 @@ def read(path: Path, trust: tuple[str, ...]) -> Any:
         raise SourceError(f"{path} is refused: {error}") from error
     except Exception as error:  # as above: truncated records, impossible shapes, missing storages
         raise SourceError(f"{path} is damaged: {type(error).__name__}: {_cause(error)}") from error
+
+
+def _unpickled(path: Path, pairs: list[SafeGlobal], device: str) -> Any:
+    """What torch makes of the file with these stand-ins; on the meta device without reading the tensors."""
+    try:
+        with _LOADING, torch.serialization.safe_globals(pairs):
+            return torch.load(path, map_location=device, weights_only=True)
+    finally:
+        # torch keeps sparse tensors for a check at the end of the load; those of a refused file would fail the next one.
+        torch._utils._sparse_tensors_to_validate.clear()
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> str:

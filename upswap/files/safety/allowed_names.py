@@ -22,8 +22,18 @@ import torch
 from ...architectures.packages import check_trust, import_own, inside, missing_package
 from ...errors import SourceError, UntrustedFileError
 from ...shown import one_line
-from ...surgery.rewritten_class import Pending, restore
-from .stand_ins import NUMPY, SafeGlobal, Sealed, SealedFunction, numpy_globals, seal
+from .stand_ins import (
+    NUMPY,
+    Blank,
+    BlankNamespace,
+    SafeGlobal,
+    Sealed,
+    SealedFunction,
+    blank,
+    blank_for,
+    numpy_globals,
+    seal,
+)
 
 #: upswap's own classes that files have; nothing else of it is admitted.
 UPSAMPLERS: tuple[str, ...] = ("upswap.nn.ByChannels", "upswap.nn.CARAFE", "upswap.nn.Cascade", "upswap.nn.DySample")
@@ -96,7 +106,7 @@ def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -
     """The pairs for `torch.serialization.safe_globals` that let a file use `names`, the globals it asks for.
 
     A module is imported only where its name lies in `PACKAGES` or in a package named in `trust`: importing runs code.
-    The classes and functions of a trusted package are admitted as they are, without a seal.
+    The functions of a trusted package are admitted as they are, and so are its classes other than modules.
 
     Raises:
         UntrustedFileError: some names are not admitted; the message lists them and says what would admit them.
@@ -106,11 +116,12 @@ def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -
     trusted = tuple(check_trust(package) for package in trust)
     if len(names) > _MOST_NAMES:
         raise SourceError(f"{path} asks for {len(names)} classes and functions, more than any model has")
-    pairs: list[SafeGlobal] = []
+    # Setting a state needs the class on the list too. A newline ends a name inside a pickle: no file can spell these.
+    pairs: list[SafeGlobal] = [(Blank, "\nblank"), (BlankNamespace, "\nnamespace")]
     refused: dict[str, str] = {}
-    for index, name in enumerate(sorted(names)):
+    for name in sorted(names):
         if FORMER_NAMES.get(name, name) == RESTORE:
-            pairs += [(_restore_rewritten, name), (Pending, "\n" + name)]
+            pairs.append((_restore_rewritten, name))
             continue
         if name in NUMPY:
             pairs += numpy_globals(name)
@@ -121,15 +132,9 @@ def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -
             refused[name] = str(reason)
             continue
         if inside(name, trusted):
-            pairs.append((found, name))
-        elif not isinstance(found, type):
-            pairs.append((SealedFunction(found), name))
+            pairs.append((seal(found, trusted=True) if _is_made_later(found) else found, name))
         else:
-            pairs.append((seal(found), name))
-            # Setting state needs the real class on the list too. A newline ends a name inside a pickle, so this name
-            # is one that no file can spell. A member of an enumeration has no state of its own to be set: it is everybody's.
-            if not issubclass(found, enum.Enum):
-                pairs.append((found, f"\n{index}"))
+            pairs.append((seal(found) if isinstance(found, type) else SealedFunction(found), name))
     if refused:
         raise UntrustedFileError(*_refusal(refused, path))
     return pairs
@@ -155,14 +160,21 @@ class _Refused(Exception):
 
 
 def _restore_rewritten(original: Any, record: Any) -> Any:
-    """`surgery.restore` for a stranger's file: with the real class, and the record looked at first."""
-    sites = record.get("sites") if isinstance(record, Mapping) else None
-    cls = original.original if isinstance(original, Sealed) else original
-    if not isinstance(cls, type) or not isinstance(sites, list):
-        raise UntrustedFileError("it describes a rewritten module in a form upswap does not write")
-    check_names(sites)
-    check_values(record.get("forward"), (cls.__module__,))
-    return restore(cls, record)
+    """`surgery.restore` for a stranger's file: a blank of the class before, to be rewritten once all is judged."""
+    return blank(original.original if isinstance(original, Sealed) else original, record)
+
+
+def _is_made_later(found: Any) -> bool:
+    """Whether instances of a trusted class are made as those of other classes are: those of modules without code for it
+    of their own, and the members of enumerations, which the whole process shares.
+    """
+    if not isinstance(found, type):
+        return False
+    if issubclass(found, enum.Enum):
+        return True
+    own = ("__new__", "__reduce__", "__reduce_ex__")
+    plain = all(getattr(found, name) is getattr(object, name) for name in own)
+    return plain and issubclass(found, torch.nn.Module) and blank_for(found) is Blank
 
 
 def check_names(sites: Iterable[Mapping[str, Any]]) -> None:
@@ -271,6 +283,8 @@ def _check_class(found: Any, *, is_value: bool) -> None:
         raise _Refused("more than a plain value")
     if not _is_data(found) and not issubclass(found, torch.nn.Module):
         raise _Refused("neither a module nor plain data")
+    if not _is_value(found) and blank_for(found) is None:
+        raise _Refused("has a memory layout of its own")
 
 
 def _is_value(cls: type) -> bool:

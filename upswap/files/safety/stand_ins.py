@@ -1,31 +1,20 @@
-"""Stand-ins for what a file names: blank instances of its classes, and nothing of the file's choosing is called.
+"""Stand-ins for what a file names: classes, functions, their instances and the members of enumerations.
 
-The unpickler hands these to the file in the place of classes and functions; `unseal` puts the real ones back in the model.
+The unpickler hands these to the file, which can do nothing with them but put them into each other. No code of a class runs
+and nothing that others share is reached until `judgement` has seen the whole and makes them real.
 """
 
 from __future__ import annotations
 
 import enum
 import importlib
+import itertools
 import re
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from ...architectures.packages import inside
-from ...errors import UntrustedFileError
-
-#: Packages of layers. Their classes may be attributes of a model (`self.norm = nn.ReLU`), which its forward can call.
-#: Classes of whole models may not: the constructors of some download, or evaluate text of their configuration.
-LAYERS: tuple[str, ...] = (
-    "torch.nn.modules",
-    "torchvision.ops",
-    "timm.layers",
-    "monai.networks.blocks",
-    "monai.networks.layers",
-)
+from ...errors import SourceError, UntrustedFileError
 
 #: How a pickle names what NumPy's numbers are made by.
 NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
@@ -34,50 +23,83 @@ NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.
 SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
 
 
-def unseal(model: torch.nn.Module) -> torch.nn.Module:
-    """Put real classes and functions back, in place, where a module holds one as a value (`self.norm = nn.ReLU`).
+_order = itertools.count()
 
-    `UntrustedFileError` where it stands in the way of a method or hook, which would make others call it.
-    """
-    for module in model.modules():
-        for key, value in list(vars(module).items()):
-            real = opened(value)
-            if real is value:
-                continue
-            if "_hooks" in key or hasattr(type(module), key):
-                raise UntrustedFileError(f"it puts a class or function in the place of {type(module).__name__}.{key}")
-            module.__dict__[key] = real
-    return model
+
+def _keep_state(self: Any, state: Any) -> None:
+    """What a pickle's BUILD reaches: the state is kept for later, and `order` tells which was given first."""
+    if "state" in vars(self):
+        raise UntrustedFileError("it gives one object a state twice")
+    vars(self).update(state=state, order=next(_order))
+
+
+# Without a base in common: an object can change to a class of the same base alone.
+
+
+class Blank:
+    """The stand-in for an instance of most classes. `record` describes a module that upswap rewrote."""
+
+    __setstate__ = _keep_state
+
+
+class BlankNamespace(types.SimpleNamespace):
+    """The stand-in for a namespace, which becomes nothing else."""
+
+    __setstate__ = _keep_state
+
+
+def blank_for(cls: type) -> type[Blank | BlankNamespace] | None:
+    """The stand-in whose instances can become instances of `cls` where they are; None for another layout in memory."""
+    kinds: tuple[type[Blank | BlankNamespace], ...] = (Blank, BlankNamespace)
+    for kind in kinds:
+        probe: Any = kind()
+        try:
+            probe.__class__ = cls
+        except TypeError:
+            continue
+        probe.__class__ = kind  # so that nothing of `cls` runs when it is thrown away
+        return kind
+    return None
+
+
+def blank(cls: Any, record: Any = None) -> Any:
+    """An instance of `cls` to be."""
+    made = ((blank_for(cls) if isinstance(cls, type) else None) or Blank)()
+    vars(made).update(original=cls, record=record)
+    return made
 
 
 class Sealed(type):
-    """The type of the stand-ins that a file gets for classes."""
+    """The type of the stand-ins that a file gets for classes. `trusted` ones may be kept as values, whatever they are."""
 
     original: type
+    trusted: bool
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """What a pickle's REDUCE reaches. Enumerations look a member up this way, and namespaces are made blank."""
         if issubclass(cls.original, enum.Enum) and len(args) == 1 and not kwargs:
-            # Looked up, not called: an enumeration may run code for an unknown value, and a flag keeps what it makes.
-            found = next((member for member in _members(cls.original) if _is_same(member.value, args[0])), None)
-            if found is not None:
-                return found
+            return Member(cls.original, args[0])
         if issubclass(cls.original, types.SimpleNamespace) and not args and not kwargs:
-            return types.SimpleNamespace.__new__(cls.original)
+            return blank(cls.original)
         raise UntrustedFileError(f"it tries to call {cls.original.__module__}.{cls.original.__qualname__}")
 
 
-def _members(cls: type[enum.Enum]) -> Iterable[enum.Enum]:
-    return cls.__members__.values()
+class Member:
+    """The stand-in for a member of an enumeration, which the whole process shares.
 
+    It is looked for by its value among those the class has: asking the class could make new ones.
+    """
 
-def _is_same(value: Any, other: Any) -> bool:
-    """Equality of plain values, without asking an object of the file."""
-    return type(value) is type(other) and isinstance(value, str | int | float | bytes) and value == other
+    def __init__(self, cls: type[enum.Enum], value: Any) -> None:
+        same = [member for member in cls.__members__.values() if type(member._value_) is type(value)]
+        found = next((member for member in same if member._value_ == value), None)
+        if found is None:
+            raise SourceError(f"it holds a member of {cls.__module__}.{cls.__qualname__} that there is not")
+        self.original = found
 
 
 class SealedFunction:
-    """The stand-in for a function that a model keeps as an attribute: a value until `unseal`, and never called."""
+    """The stand-in for a function that a model keeps as an attribute: a value, and never called."""
 
     def __init__(self, original: Callable[..., Any]) -> None:
         self.original = original
@@ -87,7 +109,7 @@ class SealedFunction:
         raise UntrustedFileError(f"it tries to call {self.original.__module__}.{self.original.__qualname__}")
 
 
-def seal(original: type) -> type:
+def seal(original: type, *, trusted: bool = False) -> type:
     """The stand-in for a class: a file can have blank instances of it, and nothing else."""
 
     def new(cls: type, *args: Any) -> Any:
@@ -95,29 +117,10 @@ def seal(original: type) -> type:
             return tuple.__new__(original, args)
         if args:
             raise UntrustedFileError(f"it passes arguments to {original.__module__}.{original.__qualname__}")
-        return object.__new__(original)
+        return blank(original)
 
-    body = {"__new__": new, "original": original, "__module__": original.__module__}
+    body = {"__new__": new, "original": original, "trusted": trusted, "__module__": original.__module__}
     return Sealed(original.__name__, (), body)
-
-
-def opened(value: Any) -> Any:
-    """`value` with real classes for sealed ones, the same object where it holds none."""
-    if isinstance(value, Sealed) and not inside(value.original.__module__, LAYERS):
-        raise UntrustedFileError(f"it keeps the class {value.original.__qualname__} of models as a value, to be called")
-    if isinstance(value, Sealed | SealedFunction):
-        return value.original
-    if isinstance(value, NumpyType):
-        return value.real()
-    if type(value) in (list, tuple, set):
-        items = [opened(item) for item in value]
-        return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
-    if isinstance(value, dict):
-        changed = {key: new for key, item in value.items() if (new := opened(item)) is not item}
-        if changed:
-            value = value.copy()
-            value.update(changed)
-    return value
 
 
 class NumpyType:
@@ -135,7 +138,8 @@ class NumpyType:
             raise UntrustedFileError("it holds a NumPy type that is no plain number")
         self.order = state[1]
 
-    def real(self) -> Any:
+    @property
+    def original(self) -> Any:
         """The dtype itself."""
         return importlib.import_module("numpy").dtype(self.order + self.text)
 
@@ -146,7 +150,7 @@ def _numpy_type(text: Any, align: Any = False, copy: Any = True) -> NumpyType:
 
 def _numpy_scalar(kind: Any, data: Any) -> Any:
     """A number from its bytes. NumPy's own function would do more with objects and other types."""
-    dtype = kind.real() if isinstance(kind, NumpyType) else None
+    dtype = kind.original if isinstance(kind, NumpyType) else None
     if dtype is None or not isinstance(data, bytes) or len(data) != dtype.itemsize:
         raise UntrustedFileError("it holds a NumPy scalar that is no plain number")
     return importlib.import_module("numpy").frombuffer(data, dtype)[0]

@@ -10,7 +10,7 @@ import torch
 
 from ...errors import InputError
 from ..callsites.functions import loaded
-from .inputs import Inputs, _has_fields, _instance, _parts
+from .inputs import Inputs, _fields, _has_fields, _instance, _parts
 
 
 def describe(value: Any) -> Any:
@@ -75,6 +75,9 @@ def build(description: Any, make: Callable[[list[int], torch.dtype], torch.Tenso
         cls = _find(module, name)
         if cls is None:
             raise InputError(f"{module}.{name} is no loaded dataclass or named tuple")
+        unknown = set(fields) - set(_fields(cls))
+        if unknown:
+            raise InputError(f"{module}.{name} has no field {min(unknown)!a}")
         return _instance(cls, {field: build(item, make) for field, item in fields.items()})
     raise InputError(f"{form!r} is not a description of a value")
 

@@ -113,9 +113,12 @@ def _parts(value: Any) -> dict[str, Any] | None:
     """The fields of a named tuple or of an instance of a dataclass; None for anything else."""
     if isinstance(value, type | Inputs) or not _has_fields(type(value)):
         return None
-    fields = getattr(value, "__dataclass_fields__", None)
-    names = type(value)._fields if fields is None else fields
-    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+    return {name: getattr(value, name) for name in _fields(type(value)) if hasattr(value, name)}
+
+
+def _fields(cls: type) -> tuple[str, ...]:
+    names: Any = getattr(cls, "__dataclass_fields__", None) or getattr(cls, "_fields", ())
+    return tuple(names)
 
 
 def _has_fields(cls: type) -> bool:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ast
+import keyword
 import types
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from types import EllipsisType
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 from ...plan.site import Site, child_of
-from .names import TRACED, odd_names
 from .refusals import Misfit, NotFaithful
+from .traceable import unplain_name
 from .tracer import trace
 
 
@@ -22,10 +24,7 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
 
     Raises `NotFaithful` where the graph would not be right for every input.
     """
-    _check_traceable(sites, forward)
-    odd = next(odd_names(owner, TRACED), None)
-    if odd is not None:
-        raise NotFaithful(f"a part of a {odd[0]} has the name {odd[1]!r}")
+    _check_traceable(owner, sites, forward)
     tensor = next(iter((*owner.parameters(), *owner.buffers())), None)
     device = torch.device("cpu") if tensor is None else tensor.device
     graph = trace(owner, forward, device)
@@ -33,8 +32,11 @@ def graph_forward(owner: nn.Module, sites: Sequence[Site], forward: Any) -> type
     return _compile(graph, owner)
 
 
-def _check_traceable(sites: Sequence[Site], forward: Any) -> None:
+def _check_traceable(owner: nn.Module, sites: Sequence[Site], forward: Any) -> None:
     """`NotFaithful` where a trace could not stand for the owner's forward, whatever it shows."""
+    odd = unplain_name(owner)
+    if odd is not None:
+        raise NotFaithful(f"{odd!a} in it is no name that FX could write down")
     if forward is None:
         raise NotFaithful("the arguments of its forward cannot be described as plain data")
     if len({site.calls for site in sites}) > 1 or any(site.location is None for site in sites):
@@ -65,42 +67,90 @@ def _call_upsamplers(graph: fx.Graph, sites: Sequence[Site]) -> None:
 def _compile(graph: fx.Graph, owner: nn.Module) -> types.FunctionType:
     """The graph as a function in the place of the owner's forward.
 
-    No name of the model goes into the text that FX writes: there each path is a number, and the syntax tree gets the path as
-    a constant.
+    It is made as a syntax tree, and not as FX would from text: a name in a tree stays a name, whatever is in it.
     """
-    paths: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = paths.setdefault(str(node.target), f"_upswap_path_{len(paths)}")
-    code = graph.python_code("self")
-    tree = _Paths({alias: path for path, alias in paths.items()}).visit(ast.parse(code.src))
-    namespace: dict[str, Any] = dict(code.globals)
-    filename = f"<upswap graph of {type(owner).__qualname__}>"
-    exec(compile(ast.fix_missing_locations(tree), filename, "exec"), namespace)  # noqa: S102 - FX wrote it
-    made: types.FunctionType = namespace["forward"]
-    for attribute in ("__doc__", "__module__", "__qualname__", "__annotations__"):
+    writer = _Writer()
+    tree = ast.parse("def forward(self): pass")
+    definition = cast(ast.FunctionDef, tree.body[0])
+    nodes = list(graph.nodes)
+    definition.args.args += [ast.arg(str(node.target)) for node in nodes if node.op == "placeholder"]
+    definition.body = writer.body(nodes)
+    exec(  # noqa: S102
+        compile(ast.fix_missing_locations(tree), f"<upswap graph of {type(owner).__qualname__}>", "exec"),
+        writer.globals,
+    )
+    made: types.FunctionType = writer.globals["forward"]
+    for attribute in ("__doc__", "__module__", "__qualname__", "__annotations__", "__defaults__"):
         setattr(made, attribute, getattr(type(owner).forward, attribute))
     return made
 
 
-class _Paths(ast.NodeTransformer):
-    """Puts the parts of a module in the place of the attributes that stand for their paths."""
+class _Writer:
+    """Syntax trees of the nodes of a graph; `globals` has the functions and constants that they name."""
 
-    def __init__(self, paths: Mapping[str, str]) -> None:
-        self.paths = paths
+    def __init__(self) -> None:
+        self.globals: dict[str, Any] = {}
+        self._attribute = self._named(getattr)
+        self._slice = self._named(slice)
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        """`self.alias` as `getattr(self.first, "0")`."""
-        self.generic_visit(node)
-        if node.attr not in self.paths:
-            return node
-        value = node.value
-        for part in self.paths[node.attr].split("."):
-            if part.isidentifier():
-                value = ast.Attribute(value, part, ast.Load())
-            else:
-                value = ast.Call(ast.Name("getattr", ast.Load()), [value, ast.Constant(part)], [])
-        return value
+    def body(self, nodes: Sequence[fx.Node]) -> list[ast.stmt]:
+        """A statement for each node, and one that lets go of the values no later node needs."""
+        last = {used: node for node in nodes for used in node.all_input_nodes}
+        statements: list[ast.stmt] = []
+        for node in nodes:
+            if node.op == "output":
+                statements.append(ast.Return(self.value(node.args[0])))
+                continue
+            if node.name != node.target or node.op != "placeholder":
+                statements.append(ast.Assign([ast.Name(node.name, ast.Store())], self._made_by(node)))
+            done = [used for used in node.all_input_nodes if last[used] is node]
+            if done:
+                statements.append(ast.Assign([ast.Name(used.name, ast.Store()) for used in done], ast.Constant(None)))
+        return statements
+
+    def _made_by(self, node: fx.Node) -> ast.expr:
+        if node.op == "placeholder":
+            return ast.Name(str(node.target), ast.Load())
+        if node.op == "get_attr":
+            return self._inside_self(str(node.target))
+        given = [self.value(argument) for argument in node.args]
+        function: ast.expr
+        if node.op == "call_module":
+            function = self._inside_self(str(node.target))
+        elif node.op == "call_method":
+            function = ast.Attribute(given.pop(0), str(node.target), ast.Load())
+        else:
+            function = self._named(node.target)
+        return ast.Call(function, given, [ast.keyword(name, self.value(value)) for name, value in node.kwargs.items()])
+
+    def _inside_self(self, path: str) -> ast.expr:
+        found: ast.expr = ast.Name("self", ast.Load())
+        for name in path.split("."):
+            if name.isidentifier() and not keyword.iskeyword(name):
+                found = ast.Attribute(found, name, ast.Load())
+            else:  # a number, in a container
+                found = ast.Call(self._attribute, [found, ast.Constant(name)], [])
+        return found
+
+    def value(self, value: Any) -> ast.expr:
+        """An argument of a node."""
+        if isinstance(value, fx.Node):
+            return ast.Name(value.name, ast.Load())
+        if isinstance(value, list | tuple):
+            items = [self.value(item) for item in value]
+            return ast.List(items, ast.Load()) if isinstance(value, list) else ast.Tuple(items, ast.Load())
+        if isinstance(value, dict):
+            return ast.Dict([self.value(key) for key in value], [self.value(item) for item in value.values()])
+        if value is None or type(value) in (bool, int, float, complex, str, EllipsisType):
+            return ast.Constant(value)
+        if isinstance(value, slice):
+            return ast.Call(self._slice, [self.value(part) for part in (value.start, value.stop, value.step)], [])
+        return self._named(value)
+
+    def _named(self, value: Any) -> ast.Name:
+        name = f"_upswap_{len(self.globals)}"
+        self.globals[name] = value
+        return ast.Name(name, ast.Load())
 
 
 def _call_upsampler(graph: fx.Graph, node: fx.Node, site: Site) -> None:

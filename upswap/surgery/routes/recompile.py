@@ -282,8 +282,8 @@ class _Template:
         if own:
             factory.body.append(ast.Global(own))
         if scope is not None:
-            definition = cast(ast.ClassDef, ast.parse(f"class {scope}: pass").body[0])
-            definition.body = [node]
+            definition = cast(ast.ClassDef, ast.parse("class _: pass").body[0])
+            definition.name, definition.body = scope, [node]
             factory.body.append(definition)
         else:
             factory.body.append(node)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ...errors import RewriteError
+from ...plan.site import is_plain
 from ...probe.callsites.syntax import function_node
 from .refusals import NotFaithful
 
@@ -49,6 +50,18 @@ def straight_line(owner: nn.Module) -> int:
         if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):  # a docstring
             check.statement(statement)
     return check.calls
+
+
+def unplain_name(owner: nn.Module) -> str | None:
+    """A name of a module, parameter or buffer in `owner` that is no plain one, or None.
+
+    What traces a module may write its names into source code.
+    """
+    for module in owner.modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if not is_plain(name):
+                return str(name)
+    return None
 
 
 class _Check:

@@ -1,0 +1,290 @@
+"""What a `.pt` holds, judged as a whole and then made real.
+
+torch's unpickler has put stand-ins and plain values together by then, and no code of a model's class has run. An instance
+is refused that hides a method of its class, or whose names could become code elsewhere. What is admitted becomes real in
+place: first every object gets its class and its state, then modules that upswap rewrote are rewritten again.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...architectures.packages import inside
+from ...errors import UntrustedFileError
+from ...plan.site import is_plain
+from ...surgery.rewritten_class import rewrite_all
+from .allowed_names import check_names, check_values
+from .stand_ins import Blank, BlankNamespace, Member, NumpyType, Sealed, SealedFunction
+
+#: Packages of layers. Their classes may be attributes of a model (`self.norm = nn.ReLU`), which its forward can call.
+#: Classes of whole models may not: the constructors of some download, or evaluate text of their configuration.
+LAYERS: tuple[str, ...] = (
+    "torch.nn.modules",
+    "torchvision.ops",
+    "timm.layers",
+    "monai.networks.blocks",
+    "monai.networks.layers",
+)
+
+
+# What holds nothing else and has no behaviour that a file could choose.
+_VALUES = (
+    type(None), bool, int, float, complex, str, bytes, torch.Size, torch.device, torch.dtype, torch.layout,
+    torch.memory_format, torch.qscheme,
+)  # fmt: skip
+
+#: The attributes of a module that hold what torch calls before and after its own functions.
+_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
+
+#: Whose instances may be hooks: weight norm, spectral norm.
+_HOOK_CLASSES = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
+
+# Beside plain names, those of torchvision's RegNet (`block1-0`) and MONAI's DiNTS (`(0, 1)`). None can end a string in source
+# code; and what has one is never traced (`surgery.routes.traceable`).
+_HARMLESS = re.compile(r"(?!__)[\w (),-]+", re.ASCII)
+
+_MISSING = object()
+
+
+def judged(found: Any, trust: tuple[str, ...] = ()) -> tuple[Any, list[Any]]:
+    """What a file holds, with real classes, functions and members, and the instances in it that are still blank.
+
+    Raises `UntrustedFileError` for what no file of a model holds. `trust` has the packages whose code may be in it.
+    """
+    judge = _Judge(trust)
+    found = judge.opened(found)
+    queue, seen = [found], {}
+    while queue:
+        value = queue.pop()
+        if id(value) not in seen:
+            seen[id(value)] = value
+            queue += judge.inside(value)
+    return found, judge.blanks
+
+
+def made_real(blanks: Iterable[Any]) -> None:
+    """Give blank instances that were judged their classes and states, in the order in which the file did."""
+    given = [(blank, dict(vars(blank))) for blank in blanks]
+    given.sort(key=lambda pair: pair[1].get("order", 0))
+    for blank, of in given:
+        vars(blank).clear()
+        if not issubclass(of["original"], nn.Module):
+            vars(blank).update(of.get("state") or {})
+    for blank, of in given:
+        blank.__class__ = of["original"]
+    for blank, of in given:
+        if isinstance(blank, nn.Module):
+            blank.__setstate__(of["state"])
+    rewrite_all([(blank, of["record"]) for blank, of in given if of["record"] is not None])
+
+
+def check_parts(model: nn.Module, path: str) -> nn.Module:
+    """`model`, which the file or folder at `path` describes; a configuration can name parts.
+
+    Raises `UntrustedFileError` for a name that a file may not have.
+    """
+    for module in model.modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            try:
+                _check_name(type(module), name)
+            except UntrustedFileError as error:
+                raise UntrustedFileError(f"{path} is refused: {error}") from error
+    return model
+
+
+class _Judge:
+    """Looks at one value after another, and opens the stand-ins in it."""
+
+    def __init__(self, trust: tuple[str, ...]) -> None:
+        self.blanks: list[Any] = []
+        self._trust = trust
+        # What a tuple has become, by its id; the tuple is kept, so that no other gets its id.
+        self._tuples: dict[int, tuple[Any, Any]] = {}
+        self._admitted: dict[int, Any] = {}
+
+    def opened(self, value: Any) -> Any:
+        """The value that a stand-in stands for; a tuple with such values for the stand-ins in it; any other as it is."""
+        if isinstance(value, Sealed | SealedFunction | Member | NumpyType):
+            real: Any = value.original
+            if isinstance(value, Sealed) and not (value.trusted or inside(real.__module__, LAYERS)):
+                raise UntrustedFileError(f"it keeps the class {real.__qualname__} of models as a value, to be called")
+            self._admitted[id(real)] = real
+            return real
+        if not isinstance(value, tuple) or type(value) in _VALUES:
+            return value
+        if id(value) not in self._tuples:
+            items = [self.opened(item) for item in value]
+            same = all(new is old for new, old in zip(items, value, strict=True))
+            self._tuples[id(value)] = (value, value if same else tuple.__new__(type(value), items))
+        return self._tuples[id(value)][1]
+
+    def inside(self, value: Any) -> Iterable[Any]:
+        """The values in a value, which is judged."""
+        kind = type(value)
+        if kind in _VALUES or id(value) in self._admitted or _is_number(value):
+            return ()
+        if isinstance(value, Blank | BlankNamespace):
+            return self._instance(value)
+        if kind in (dict, OrderedDict):
+            return [*self._dict(value), *self._attributes(kind, getattr(value, "__dict__", {}))]
+        if kind in (list, set):
+            items = [self.opened(item) for item in value]
+            value.clear()
+            (value.extend if kind is list else value.update)(items)
+            return items
+        if isinstance(value, tuple):
+            return value
+        if kind in (torch.Tensor, nn.Parameter):
+            return self._tensor(value)
+        return self._of_trusted_code(value)
+
+    def _dict(self, value: dict[Any, Any]) -> list[Any]:
+        """The keys and values of a dict. Its methods are those of its type: an OrderedDict has attributes of its own."""
+        kind: Any = type(value)
+        items = [(self.opened(key), self.opened(item)) for key, item in kind.items(value)]
+        kind.clear(value)
+        kind.update(value, items)
+        return [part for item in items for part in item]
+
+    def _tensor(self, value: torch.Tensor) -> list[Any]:
+        hooks = (value._backward_hooks, getattr(value, "_post_accumulate_grad_hooks", None), value.grad)
+        if any(found is not None and (isinstance(found, torch.Tensor) or found) for found in hooks):
+            raise UntrustedFileError("it holds a tensor with hooks or a gradient")
+        return self._attributes(type(value), vars(value))
+
+    def _instance(self, blank: Any) -> list[Any]:
+        """The state and the record of an instance to be."""
+        of = vars(blank)
+        cls, record, state = of["original"], of["record"], of.setdefault("state", {})
+        if record is not None:
+            _check_record(cls, record)
+        if type(state) is not dict or (issubclass(cls, nn.Module) and not state):
+            raise UntrustedFileError(f"it holds a {cls.__qualname__} whose state is not what one has")
+        self.blanks.append(blank)
+        values = self._attributes(cls, state)
+        if issubclass(cls, nn.Module):
+            self._module(cls, state)
+        return [*values, record]
+
+    def _attributes(self, cls: type, own: dict[Any, Any]) -> list[Any]:
+        """The values of an instance's attributes, none of which may take the place of code."""
+        values = self._dict(own)
+        for name, value in own.items():
+            if not (is_plain(name) and name.isidentifier()):
+                raise UntrustedFileError(
+                    f"it gives a {cls.__qualname__} the attribute {_shown(name)}, which is no name"
+                )
+            hidden = _of_class(cls, name)
+            if hidden is _MISSING:
+                continue
+            # Data hides data, and also a method: it cannot be called (`layer.type = "Conv"`).
+            if self._can_be_called(value) or (_is_code(hidden) and isinstance(value, Blank | BlankNamespace)):
+                raise UntrustedFileError(f"it puts {_named(value)} in the place of {cls.__qualname__}.{name}")
+        return values
+
+    def _module(self, cls: type, state: Mapping[str, Any]) -> None:
+        """What a module keeps in dicts of its own: parts under names, and hooks."""
+        for place, kind in (("_modules", Blank), ("_parameters", torch.Tensor), ("_buffers", torch.Tensor)):
+            for name, value in _items(cls, place, state):
+                _check_name(cls, name)
+                real = value is None or isinstance(value, kind)
+                if not real or (kind is Blank and value is not None and not _is_module(value)):
+                    raise UntrustedFileError(f"it has {_named(value)} among the {place[1:]} of a {cls.__qualname__}")
+        for place in _HOOKS & state.keys():
+            for _, value in _items(cls, place, state):
+                if type(value) is not bool and not self._is_hook(value):
+                    raise UntrustedFileError(f"it puts {_named(value)} in {cls.__qualname__}.{place}")
+
+    def _is_hook(self, value: Any) -> bool:
+        """Whether a value may be called before or after a module: that of a norm of weights, or code that is trusted."""
+        cls = vars(value)["original"] if isinstance(value, Blank) else type(value)
+        home = value.__module__ if isinstance(value, FunctionType) else cls.__module__
+        return inside(home, (*_HOOK_CLASSES, *self._trust)) and not issubclass(cls, nn.Module)
+
+    def _can_be_called(self, value: Any) -> bool:
+        if isinstance(value, Blank | BlankNamespace):
+            return _of_class(vars(value)["original"], "__call__") is not _MISSING
+        trusted = self._trust and inside(str(getattr(value, "__module__", "")), self._trust)
+        return callable(value) and not trusted
+
+    def _of_trusted_code(self, value: Any) -> Iterable[Any]:
+        """What an instance of a trusted class holds, or what trusted code made; anything else is refused."""
+        is_code = isinstance(value, type | FunctionType | BuiltinFunctionType)
+        home = value.__module__ if is_code else type(value).__module__
+        if not self._trust or (is_code and not inside(home or "", self._trust)):
+            raise UntrustedFileError(f"it keeps {_named(value)} as a value, which files of models do not")
+        own = getattr(value, "__dict__", None)
+        return self._dict(own) if type(own) is dict else ()
+
+
+def _of_class(cls: type, name: str) -> Any:
+    """What a class has under a name, without asking it."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), _MISSING)
+
+
+def _is_code(value: Any) -> bool:
+    return callable(value) or hasattr(type(value), "__get__")
+
+
+def _is_module(value: Any) -> bool:
+    return issubclass(vars(value)["original"], nn.Module)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number of NumPy, which is not imported for it."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.number | numpy.bool_)
+
+
+def _items(cls: type, place: str, state: Mapping[str, Any]) -> Iterable[tuple[Any, Any]]:
+    found = state.get(place, {})
+    if type(found) not in (dict, OrderedDict):
+        raise UntrustedFileError(f"it has {_named(found)} in the place of {cls.__qualname__}.{place}")
+    return type(found).items(found)
+
+
+def _check_name(cls: type, name: Any) -> None:
+    """`UntrustedFileError` for a name that would not stay a name wherever one is written into source code, or that hides
+    an attribute of the class from what looks for the part by its name.
+    """
+    if not (is_plain(name) or (isinstance(name, str) and _HARMLESS.fullmatch(name))):
+        raise UntrustedFileError(
+            f"a part of a {cls.__qualname__} in it is named {_shown(name)}. Names have letters, digits, spaces and _ - , ( ) "
+            "alone. Rename it in Python, or save the model as .safetensors, which upswap.load(path, model) reads"
+        )
+    hidden = _of_class(cls, name)
+    if hidden is not _MISSING and _is_code(hidden):
+        raise UntrustedFileError(f"it has a part of the name of {cls.__qualname__}.{name}")
+
+
+def _check_record(cls: Any, record: Any) -> None:
+    """`UntrustedFileError` for a description of a rewritten module that upswap did not write."""
+    if type(record) is not dict or type(record.get("sites")) is not list or not isinstance(cls, type):
+        raise UntrustedFileError("it describes a rewritten module in a form upswap does not write")
+    if not issubclass(cls, nn.Module):
+        raise UntrustedFileError(f"it describes a rewritten {cls.__qualname__}, which is not a module class")
+    if not all(type(site) is dict for site in record["sites"]):
+        raise UntrustedFileError("it describes a rewritten module in a form upswap does not write")
+    check_names(record["sites"])
+    check_values(record.get("forward"), (cls.__module__,))
+
+
+def _named(value: Any) -> str:
+    """A value in a message: by its own name where it has one, else by its class."""
+    if isinstance(value, Blank | BlankNamespace):
+        return f"a {vars(value)['original'].__qualname__}"
+    if isinstance(value, type | FunctionType | BuiltinFunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    return f"a {type(value).__qualname__}"
+
+
+def _shown(name: Any) -> str:
+    return ascii(name)[:80] if isinstance(name, str) else _named(name)
