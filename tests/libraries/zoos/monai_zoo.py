@@ -187,10 +187,14 @@ def spadenet(is_vae: bool) -> nn.Module:
     return nets.SPADENet(2, 1, 1, 3, (32, 32), [8, 16, 24], z_dim, is_vae, spade_intermediate_channels=8)
 
 
-SPADENET = {
-    "decoder.upsampling": LAYER,
-    **spade(*(f"decoder.blocks.{i}" for i in range(3)), norms=("norm_s", "norm_0", "norm_1")),
-}
+def spade_sites(first: int) -> dict[str, str]:
+    """Each call of the decoder's one `Upsample`, from number `first` on; the last resizes the image that is refined."""
+    return {
+        **{f"decoder:{first + i}": FEATURE for i in range(2)},
+        f"decoder:{first + 2}": "logits",
+        **spade(*(f"decoder.blocks.{i}" for i in range(3)), norms=("norm_s", "norm_0", "norm_1")),
+    }
+
 
 CASES = [
     case(
@@ -287,8 +291,8 @@ CASES = [
         maps(1, sizes=LARGE),
         tested=False,
     ),
-    case("SPADENet", lambda: spadenet(False), {"decoder": "image", **SPADENET}, maps(3)),
-    case("SPADENet with encoder", lambda: spadenet(True), SPADENET, maps(3, 1, sizes=FIXED), inferred=False),
+    case("SPADENet", lambda: spadenet(False), {"decoder:0": "image", **spade_sites(1)}, maps(3)),
+    case("SPADENet with encoder", lambda: spadenet(True), spade_sites(0), maps(3, 1, sizes=FIXED), inferred=False),
     case(
         "AutoencoderKL",
         lambda: nets.AutoencoderKL(**UNET, latent_channels=3, **LEVELS, **NO_ATTENTION),

@@ -162,7 +162,7 @@ CASES = [
         *SQUARES,
     ),
     case("mobilenetv5", mobilenet(MobileNetV5, num_classes=3, num_features=32), MSFA, *GRID),
-    case("mobilenetv5_enc", mobilenet(MobileNetV5Encoder), {**MSFA, "msfa:1": "logits"}, *GRID),
+    case("mobilenetv5_enc", mobilenet(MobileNetV5Encoder), MSFA, *GRID),
     case(
         "mobilenetv5-fixed_grid",
         mobilenet(MobileNetV5, num_classes=3, num_features=32, msfa_output_resolution=16),

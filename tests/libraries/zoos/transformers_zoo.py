@@ -238,8 +238,12 @@ DEPTH = [
     case(
         "zoedepth-nk", "ZoeDepthForDepthEstimation", ZOEDEPTH_NK,
         {
-            **ZOEDEPTH_SITES, **numbered("metric_head.attractors.nyu.{}:0", range(4), SOURCE),
-            **numbered("metric_head.attractors.nyu.{}:1", range(4), "logits"), "metric_head:0": "logits", "metric_head:1": SOURCE,
+            **ZOEDEPTH_SITES, "metric_head:0": "logits", "metric_head:1": SOURCE,
+            # The example's values choose one head; the plan lists both.
+            **numbered("metric_head.attractors.nyu.{}:0", range(4), SOURCE),
+            **numbered("metric_head.attractors.nyu.{}:1", range(4), "logits"),
+            **numbered("metric_head.attractors.kitti.{}:0", range(4), SOURCE),
+            **numbered("metric_head.attractors.kitti.{}:1", range(4), "logits"),
         },
     ),
 ]  # fmt: skip
