@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .shown import one_line
 
 
@@ -55,7 +57,14 @@ class SourceError(UpswapError):
 
 
 class UntrustedFileError(SourceError):
-    """A file needs code outside the allow-list; the message names it and the flag that would allow it."""
+    """A file needs code outside the allow-list; the message names it and the flag that would allow it.
+
+    `names` are those of the classes and functions that are not allowed, each with the reason, where it is they.
+    """
+
+    def __init__(self, *lines: object, names: Mapping[str, str] | None = None) -> None:
+        super().__init__(*lines)
+        self.names = dict(names or {})
 
 
 class SaveError(UpswapError):

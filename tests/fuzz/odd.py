@@ -46,5 +46,9 @@ NAMES = (
     "torch.nn.modules.activation MultiheadAttention", "torch.nn.modules.rnn LSTM", "builtins complex",
     "monai.utils.enums UpsampleMode", "no_such_package Thing", "torch.nn.modules.nowhere Layer",
     "torch.nn.modules.conv.Conv2d __init__", "timm.models.resnet ResNet", "upswap.apps.cli main",
-    "torch._utils _rebuild_sparse_tensor", "torch.serialization _get_layout",
+    "torch._utils _rebuild_sparse_tensor", "torch.serialization _get_layout", "__builtin__ xrange", "builtins slice",
+    "builtins frozenset", "builtins list", "collections deque", "collections defaultdict", "collections Counter",
+    "pathlib PosixPath", "pathlib WindowsPath", "re _compile", "numpy._core.multiarray _reconstruct", "numpy ndarray",
+    "argparse Namespace", "types SimpleNamespace", "transformers.core_model_loading WeightRenaming",
+    "torch.ao.nn.quantized.modules.functional_modules FloatFunctional",
 )  # fmt: skip

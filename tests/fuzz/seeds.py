@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
+import re
 import tempfile
+import types
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -50,6 +55,7 @@ def seeds() -> tuple[Seed, ...]:
             _saved(_decoder(), None, folder, "graph.pt"),
             _saved(upswap.patch(pyramid, (features,)), None, folder, "source.pt"),
             _torch_saved(layers.state_dict(), folder, "weights.pt"),
+            _saved(_of_values(), None, folder, "values.pt"),
             _saved(*_whole("unet", "(8,8,8)"), folder, "unet.safetensors"),
             _saved(*_whole("upernet", "8"), folder, "upernet.safetensors"),
             _folder(*_whole("upernet", "8"), folder, "folder"),
@@ -74,6 +80,19 @@ def _decoder() -> nn.Module:
     """UPerNet's decoder alone: the graph route and the source route."""
     model = open_source.open_source(SPEC.format("upernet", "8")).model.eval()
     return upswap.patch(model.decoder, (model.encoder(torch.zeros(1, 3, 64, 64)),))
+
+
+def _of_values() -> nn.Module:
+    """A model that keeps a value of each kind that is pickled as a call."""
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 1)).eval()
+    model[0].kept = {
+        "data": [range(3), slice(1, 2), frozenset({1}), Path("a/b"), b"", re.compile("a.b", re.IGNORECASE)],
+        "filled": (deque([1, 2], 3), defaultdict(list, a=[1]), Counter("aab")),
+        "numbers": [np.float32(1), np.arange(6.0).reshape(2, 3), np.dtype("u1")],
+        "named": [argparse.Namespace(a=1), types.SimpleNamespace(b=[2])],
+        "called": [functools.partial(nn.LayerNorm, eps=1e-6), model[2].forward],
+    }
+    return upswap.patch(model, torch.zeros(1, 3, 16, 16))
 
 
 def _saved(model: nn.Module, spec: str | None, folder: str, name: str) -> Seed:

@@ -56,7 +56,7 @@ def save(model: nn.Module, path: str | Path, *, source: str | Path | None = None
         atomic.write(path, lambda file: portable.save(model, spec, file), force=force)
     else:
         atomic.write(path, lambda file: pickled.write(model, file), force=force)
-        pickled.warn_where_not_loadable(path)
+        pickled.warn_where_not_loadable(model, path)
     return path
 
 

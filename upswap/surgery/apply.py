@@ -20,6 +20,7 @@ from ..plan.site import Site, child_of
 from ..probe.snapshot import all_or_nothing
 from .rewritten_class import Record, _record_of, rewritten_class
 from .routes.choose import Rewriting
+from .routes.kept_methods import rebind
 
 _PLAN = "_upswap_plan"
 _ORIGINAL = "_upswap_original"
@@ -47,6 +48,7 @@ def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> 
     with all_or_nothing(model):  # a class of the model's may refuse what is done to it
         for step in steps:
             step()
+        rebind(model.modules())
         model.__dict__[_PLAN] = plan.to_json()
 
 
@@ -142,6 +144,7 @@ def undo(model: nn.Module) -> None:
     with all_or_nothing(model):
         for module in list(model.modules()):
             _undo_module(model, module)
+        rebind(model.modules())
         del model.__dict__[_PLAN]
 
 

@@ -21,7 +21,7 @@ from ..probe.survey import Survey, learned_upsampling, survey
 from . import apply as rewrite
 from .routes.choose import Rewriting, rewrite_owner
 from .selection import select
-from .trial import has_detours, unproved
+from .trial import doubtful, unproved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +61,10 @@ _Routed = tuple[list[Site], Rewriting | None]
 
 
 def _route_owners(model: nn.Module, chosen: Sequence[Site], found: Survey, strict: bool) -> dict[str, _Routed]:
-    """Every owner's sites with their routes, by its path; those behind other functions are proved by a run."""
+    """Every owner's sites with their routes, by its path; a run proves those that the model's code may go around."""
     owners = {path: _routed(model, path, group, found, strict) for path, group in by_owner(chosen).items()}
-    detours = {
-        path: routed for path, (routed, rewriting) in owners.items() if rewriting is not None and has_detours(routed)
-    }
+    rewritten = {path: routed for path, (routed, rewriting) in owners.items() if rewriting is not None}
+    detours = doubtful(model, rewritten)
     if detours:
         known = {path: rewriting for path, (_, rewriting) in owners.items() if rewriting is not None}
         runs = [run for run in (found.runs[0], found.trained) if run is not None]

@@ -30,7 +30,7 @@ from .apply import apply
 from .planning import check_model, class_name
 from .routes.choose import Rewriting, replay_owner
 from .routes.refusals import Misfit, does_not_fit
-from .trial import has_detours, unproved
+from .trial import doubtful, unproved
 
 #: Numbers larger than this among the arguments are not run with: a model may count to them, and a file come from a stranger.
 _COUNTABLE = 10_000
@@ -126,16 +126,15 @@ def _differences(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewritin
     owners = {path: sites for path, sites in by_owner(plan.sites).items() if any(site.swap for site in sites)}
     for path, sites in owners.items():
         causes.update(_compared(sites, [call for call in seen.calls if call.owner == path], seen.reads_values))
-    detours = _detours_in_eval_mode(owners)
+    detours = _doubtful_in_eval_mode(model, owners)
     if detours and not causes:
         causes.update(unproved(model, detours, rewritings, [seen], must_reach=not seen.reads_values))
     return causes
 
 
-def _detours_in_eval_mode(owners: Mapping[str, Sequence[Site]]) -> dict[str, list[Site]]:
-    """The sites that a run in eval mode reaches, of the owners that have swapped ones behind other functions."""
-    behind = {path: sites for path, sites in owners.items() if has_detours(sites)}
-    reached = {path: [site for site in sites if _in_eval_mode(site)] for path, sites in behind.items()}
+def _doubtful_in_eval_mode(model: nn.Module, owners: Mapping[str, Sequence[Site]]) -> dict[str, list[Site]]:
+    """The sites that a run in eval mode reaches, of the owners with swapped ones that a run has to prove."""
+    reached = {path: [s for s in sites if _in_eval_mode(s)] for path, sites in doubtful(model, owners).items()}
     return {path: sites for path, sites in reached.items() if any(site.swap for site in sites)}
 
 

@@ -14,6 +14,7 @@ from ..plan.plan import PLAN_SCHEMA, check_schema
 from ..plan.schema1 import upgrade_site
 from ..plan.site import ModulePath, Site
 from .routes.choose import Rewriting, replay_owner
+from .routes.kept_methods import late_method, rebind
 from .routes.refusals import Misfit, does_not_fit
 
 _RECORD = "_upswap_record"
@@ -86,6 +87,13 @@ def _record_of(module: nn.Module) -> Record | None:
 class Pending(nn.Module):
     """A rewritten module between being made by the unpickler and getting its state, when it becomes itself again."""
 
+    def __getattr__(self, name: str) -> Any:
+        """A method, which a pickle asks for where the module keeps it as a value."""
+        target = self.__dict__.get("_target")
+        if target is None or not callable(getattr(target[0], name, None)):
+            raise AttributeError(name)
+        return late_method(self, target[0], name)
+
     def __setstate__(self, state: Any) -> None:
         original, data = self.__dict__.pop("_target")
         self.__class__ = original
@@ -111,6 +119,7 @@ def rewrite_all(modules: Iterable[tuple[nn.Module, Any]]) -> None:
 def _rewrite(module: nn.Module, data: Any) -> None:
     record = Record.from_dict(data)
     module.__class__ = rewritten_class(type(module), record, replay_owner(module, record.sites, record.forward))
+    rebind([module])
 
 
 def restore(original: type, record: Mapping[str, Any]) -> Pending:

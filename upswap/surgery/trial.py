@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import UpswapWarning
 from ..nn.sampling import positions as sampling
-from ..plan.site import Site, child_of
+from ..plan.site import Location, Site, child_of
 from ..probe.observe import Observation, run_again
 from ..probe.preserve import leaving_no_trace
 from .routes.choose import Rewriting
+from .routes.kept_methods import kept_functions, rebind
 
 
 class _StandIn(nn.Module):
@@ -41,9 +42,21 @@ class _StandIn(nn.Module):
         return sampling.Mapping(mode, self.site.align_corners).resize(x, size, scale_factor)
 
 
-def has_detours(sites: Sequence[Site]) -> bool:
-    """Whether some swapped site is reached through other functions."""
-    return any(site.swap and site.location is not None and len(site.location.steps) > 1 for site in sites)
+def doubtful(model: nn.Module, owners: Mapping[str, Sequence[Site]]) -> dict[str, Sequence[Site]]:
+    """The owners with a swapped site that is reached through other functions, or in one that is kept as a value.
+
+    Whether the rewritten form is the one that runs, depends on how such a function is called.
+    """
+    kept = kept_functions(model)
+    return {
+        path: sites
+        for path, sites in owners.items()
+        if any(site.swap and site.location is not None and _is_doubtful(site.location, kept) for site in sites)
+    }
+
+
+def _is_doubtful(location: Location, kept: Collection[str]) -> bool:
+    return len(location.steps) > 1 or location.function in kept
 
 
 def unproved(
@@ -89,6 +102,7 @@ def _rewritten(
             for module in modules:
                 owner.__dict__[child_of(module.site)] = module
             owner.__class__ = type(type(owner).__name__, (type(owner),), dict(rewritings[path].methods))
+        rebind(model.modules())
         yield
 
 

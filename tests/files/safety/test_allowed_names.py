@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import pickle
 import struct
@@ -23,7 +22,7 @@ from torch import nn
 import upswap
 from models import IMAGES, patched, unet
 from raw_pickle import Call, Global, New, Raw, module, pickled, records, repacked, write_pt
-from upswap import OptionError, PlanError, SourceError, UntrustedFileError, UpswapWarning
+from upswap import OptionError, PlanError, SourceError, UntrustedFileError
 from upswap.files.formats import safetensors as portable
 from upswap.files.safety import allowed_names as trust
 
@@ -305,13 +304,6 @@ def test_a_header_may_not_send_for_anything(tmp_path: Path) -> None:
     portable.write(tensors, {portable.HEADER_KEY: json.dumps(header)}, path)
     with pytest.raises(UntrustedFileError, match="fetched from elsewhere"):
         upswap.load(path)
-
-
-def test_saving_what_loading_would_refuse_says_so(tmp_path: Path) -> None:
-    model = unet()
-    model.make = functools.partial(nn.LayerNorm, eps=1e-6)
-    with pytest.warns(UpswapWarning, match=r"functools\.partial"):
-        upswap.save(model, tmp_path / "model.pt")
 
 
 def test_a_class_that_has_moved_and_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

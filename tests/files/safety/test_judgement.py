@@ -9,7 +9,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -226,13 +225,6 @@ def test_patched_models_load_by_every_route(tmp_path: Path) -> None:
     assert {site.route for site in upswap.plan_of(got).swapped} >= {"graph", "source"}
     with torch.no_grad():
         torch.testing.assert_close(got(IMAGES), model(IMAGES), rtol=0, atol=0)
-
-
-def test_numbers_of_numpy_are_values(tmp_path: Path) -> None:
-    model = nn.Identity()
-    model.scale = (np.float32(2), np.dtype("float32"))
-    torch.save(model, tmp_path / "model.pt")
-    assert upswap.load(tmp_path / "model.pt").scale == model.scale
 
 
 @pytest.mark.parametrize("name", ["nyu", 'n"); exec("x'])

@@ -25,6 +25,7 @@ from ..safety import pickle_scan as screen
 from ..safety.judgement import judged, made_real
 from ..safety.stand_ins import SafeGlobal
 from ..state_dict import is_state_dict
+from .attributes import held_by
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -61,13 +62,31 @@ def _pickle(model: nn.Module, writer: _Writer) -> None:
     except Exception as error:  # pickling runs the __reduce__ of any object the model holds
         if writer.error is not None:
             raise writer.error from None
+        unpicklable = [
+            place for place, value in held_by(model) if not (isinstance(value, nn.Module) or _is_picklable(value))
+        ]
+        place = max(unpicklable, key=len, default="")  # a container fails with what is in it
         raise SaveError(
-            f"{type(model).__name__} cannot be pickled: {error}. A .safetensors holds the weights and the plan alone"
+            f"{type(model).__name__} cannot be pickled{f', because of {place}' if place else ''}: {error}. {_OTHER_FORM}"
         ) from error
 
 
-def warn_where_not_loadable(path: Path) -> None:
-    """Tell now, not on loading, that a file needs more than the allow-list has."""
+_OTHER_FORM = (
+    'A .safetensors has the weights and the plan: upswap.save(model, "model.safetensors"), and '
+    'upswap.load("model.safetensors", model) puts them into the model as your code makes it'
+)
+
+
+def _is_picklable(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001 - as above
+        return False
+    return True
+
+
+def warn_where_not_loadable(model: nn.Module, path: Path) -> None:
+    """Tell now, not on loading, that a file needs more than the allow-list has, and where the model holds it."""
     try:
         pickled = screen.archive(path)
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -75,9 +94,39 @@ def warn_where_not_loadable(path: Path) -> None:
         screen.instructions(pickled, names, trusting.restoring(pairs))
         judged(_unpickled(path, pairs, "meta"))
     except SourceError as error:
-        first, *more = error.args
-        told = UpswapWarning(f"the file is written, and upswap.load will refuse it without trust: {first}", *more)
+        told = UpswapWarning(
+            f"the file is written, and upswap.load will refuse it without trust: {error.args[0]}",
+            *_places_of(model, error),
+            f"{_OTHER_FORM}. That needs no trust",
+        )
         warnings.warn(told, stacklevel=3)
+
+
+def _places_of(model: nn.Module, error: SourceError) -> list[str]:
+    """Lines that name the attributes with what an error refuses, and how to trust it."""
+    if not isinstance(error, UntrustedFileError) or not error.names:
+        return [str(line) for line in error.args[1:]]
+    places: dict[str, str] = {}
+    for place, value in held_by(model):
+        for name in _names_of(value):
+            places.setdefault(name, place)
+    lines = [
+        f"  {name}{f' at {places[name]}' if name in places else ''}: {reason}" for name, reason in error.names.items()
+    ]
+    more = [f"  and {len(lines) - _MOST_SHOWN} more"] if len(lines) > _MOST_SHOWN else []
+    return lines[:_MOST_SHOWN] + more + trusting.trust_advice(error.names)
+
+
+_MOST_SHOWN = 20
+
+
+def _names_of(value: Any) -> list[str]:
+    """The names that a pickle of a value asks for: its own, of a function or class, or that of its class."""
+    return [
+        f"{found.__module__}.{found.__qualname__}"
+        for found in (value, type(value))
+        if hasattr(found, "__qualname__") and hasattr(found, "__module__")
+    ]
 
 
 def read(path: Path, trust: tuple[str, ...]) -> Any:

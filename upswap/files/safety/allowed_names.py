@@ -9,13 +9,15 @@ behind a seal: the file can have blank instances, and nothing more is ever calle
 
 from __future__ import annotations
 
+import abc
+import argparse
 import dataclasses
 import enum
 import importlib
 import sys
 import types
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Generic
 
 import torch
 
@@ -23,7 +25,7 @@ from ...architectures.packages import check_trust, import_own, inside, missing_p
 from ...errors import SourceError, UntrustedFileError
 from ...shown import one_line
 from .stand_ins import (
-    NUMPY,
+    Apart,
     Blank,
     BlankNamespace,
     SafeGlobal,
@@ -31,9 +33,10 @@ from .stand_ins import (
     SealedFunction,
     blank,
     blank_for,
-    numpy_globals,
+    has_slots,
     seal,
 )
+from .value_forms import form_of
 
 #: upswap's own classes that files have; nothing else of it is admitted.
 UPSAMPLERS: tuple[str, ...] = ("upswap.nn.ByChannels", "upswap.nn.CARAFE", "upswap.nn.Cascade", "upswap.nn.DySample")
@@ -41,6 +44,7 @@ UPSAMPLERS: tuple[str, ...] = ("upswap.nn.ByChannels", "upswap.nn.CARAFE", "upsw
 #: Packages whose classes are admitted, each cut down to the parts that models are made of.
 PACKAGES: tuple[str, ...] = (
     "einops.layers.torch",
+    "torch.ao.nn.quantized.modules.functional_modules",
     "torch.nn.modules",
     "torch.nn.parallel.data_parallel",
     "torch.nn.parameter",
@@ -54,6 +58,7 @@ PACKAGES: tuple[str, ...] = (
     "segmentation_models_pytorch.encoders",
     "transformers.activations",
     "transformers.configuration_utils",
+    "transformers.core_model_loading",
     "transformers.generation.configuration_utils",
     "transformers.models",
     "transformers.pytorch_utils",
@@ -64,6 +69,12 @@ PACKAGES: tuple[str, ...] = (
     "monai.networks.nets",
     *UPSAMPLERS,
 )
+
+#: Namespaces of Python itself, which hold what they are given.
+NAMESPACES: dict[str, type] = {
+    "argparse.Namespace": argparse.Namespace,
+    "types.SimpleNamespace": types.SimpleNamespace,
+}
 
 #: Modules, these themselves and not what is below them, from which only plain values are admitted: enumerations, named
 #: tuples and namespaces.
@@ -95,8 +106,12 @@ FUNCTIONS = frozenset(
 # Modules that carry code in their state and compile it when they are restored.
 _CODE_CARRIERS: tuple[type, ...] = (torch.fx.GraphModule, torch.jit.ScriptModule)
 
-# A class that defines one of these runs code of its own while it is restored; fine for a module, not for plain data.
-_RESTORE_HOOKS = ("__new__", "__setstate__", "__setattr__", "__del__", "__getattribute__")
+# A class that defines one of these runs code of its own while it is restored; fine for a module, not for plain data. Its
+# `__setattr__` is not asked: attributes are put in their places.
+_RESTORE_HOOKS = ("__new__", "__setstate__", "__del__", "__getattribute__")
+
+# Bases from Python itself that add no state.
+_STATELESS = (object, types.SimpleNamespace, abc.ABC, Generic)
 
 # Each name is looked for and may be imported. A large model has 40.
 _MOST_NAMES = 500
@@ -117,14 +132,15 @@ def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -
     if len(names) > _MOST_NAMES:
         raise SourceError(f"{path} asks for {len(names)} classes and functions, more than any model has")
     # Setting a state needs the class on the list too. A newline ends a name inside a pickle: no file can spell these.
-    pairs: list[SafeGlobal] = [(Blank, "\nblank"), (BlankNamespace, "\nnamespace")]
+    pairs: list[SafeGlobal] = [(Blank, "\nblank"), (BlankNamespace, "\nnamespace"), (Apart, "\napart")]
     refused: dict[str, str] = {}
     for name in sorted(names):
         if FORMER_NAMES.get(name, name) == RESTORE:
             pairs.append((_restore_rewritten, name))
             continue
-        if name in NUMPY:
-            pairs += numpy_globals(name)
+        form = form_of(name)
+        if form is not None:
+            pairs.append(form)
             continue
         try:
             found = _resolve(FORMER_NAMES.get(name, name), path, trusted)
@@ -136,7 +152,7 @@ def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -
         else:
             pairs.append((seal(found) if isinstance(found, type) else SealedFunction(found), name))
     if refused:
-        raise UntrustedFileError(*_refusal(refused, path))
+        raise UntrustedFileError(*_refusal(refused, path), names=refused)
     return pairs
 
 
@@ -232,6 +248,8 @@ def _is_known_data(instance: Any, packages: Iterable[str]) -> bool:
 
 def _resolve(name: str, path: str, trusted: tuple[str, ...]) -> Any:
     """The class (or, from `FUNCTIONS`, the function) of that name, or `_Refused` with the reason."""
+    if name in NAMESPACES:
+        return NAMESPACES[name]
     module_name = name.rpartition(".")[0]
     if not inside(name, (*PACKAGES, *trusted)) and module_name not in VALUES and name not in FUNCTIONS:
         raise _Refused("not in a package upswap knows")
@@ -283,7 +301,7 @@ def _check_class(found: Any, *, is_value: bool) -> None:
         raise _Refused("more than a plain value")
     if not _is_data(found) and not issubclass(found, torch.nn.Module):
         raise _Refused("neither a module nor plain data")
-    if not _is_value(found) and blank_for(found) is None:
+    if not _is_value(found) and blank_for(found) is None and not has_slots(found):
         raise _Refused("has a memory layout of its own")
 
 
@@ -296,7 +314,7 @@ def _is_data(cls: type) -> bool:
     """Whether instances of `cls` can be restored without running code of the class."""
     if _is_value(cls):
         return True
-    own = [base for base in cls.__mro__ if base not in (object, types.SimpleNamespace)]
+    own = [base for base in cls.__mro__ if base not in _STATELESS]
     if any(base.__module__ in sys.stdlib_module_names for base in own):
         return False
     return dataclasses.is_dataclass(cls) or not any(hook in vars(base) for base in own for hook in _RESTORE_HOOKS)
@@ -317,18 +335,30 @@ def _refusal(refused: Mapping[str, str], path: str) -> list[str]:
     lines += [f"  {one_line(name, 300)}: {reason}" for name, reason in list(refused.items())[:20]]
     if len(refused) > 20:
         lines.append(f"  and {len(refused) - 20} more")
-    packages = sorted({name.partition(".")[0] for name in list(refused)[:20] if name.count(".")})
-    own = [p for p in packages if p.isidentifier() and p not in sys.stdlib_module_names and not _inside_known(p)]
-    if own:
-        flags = " ".join(f"--trust {package}" for package in own)
-        names = ", ".join(f'"{package}"' for package in own)
-        lines.append(f"Where these are packages of your own, or ones you trust: {flags} (in Python: trust=[{names}])")
-    if len(own) < len(packages):
+    advice = trust_advice(refused)
+    lines += advice
+    if not advice or not all(map(_is_own, refused)):
         lines.append(
             "Nothing was run. With the rest a file could do anything. If you know who made it and why it holds that, "
             "build the model in Python or from a spec instead, and load its weights"
         )
     return lines
+
+
+def trust_advice(names: Iterable[str]) -> list[str]:
+    """The line that says how to trust the packages of `names`, of those that could be somebody's own."""
+    own = sorted({name.partition(".")[0] for name in list(names)[:20] if _is_own(name)})
+    if not own:
+        return []
+    flags = " ".join(f"--trust {package}" for package in own)
+    quoted = ", ".join(f'"{package}"' for package in own)
+    return [f"Where these are packages of your own, or ones you trust: {flags} (in Python: trust=[{quoted}])"]
+
+
+def _is_own(name: str) -> bool:
+    package = name.partition(".")[0]
+    known = package in sys.stdlib_module_names or _inside_known(package)
+    return bool(name.count(".")) and package.isidentifier() and not known
 
 
 def _inside_known(package: str) -> bool:

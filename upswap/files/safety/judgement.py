@@ -7,11 +7,14 @@ place: first every object gets its class and its state, then modules that upswap
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
-from collections import OrderedDict
+import types
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Mapping
-from types import BuiltinFunctionType, FunctionType
+from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -21,8 +24,10 @@ from ...architectures.packages import inside
 from ...errors import UntrustedFileError
 from ...plan.site import is_plain
 from ...surgery.rewritten_class import rewrite_all
-from .allowed_names import check_names, check_values
-from .stand_ins import Blank, BlankNamespace, Member, NumpyType, Sealed, SealedFunction
+from ...surgery.routes.kept_methods import rebind
+from .allowed_names import PACKAGES, check_names, check_values
+from .stand_ins import Apart, Blank, BlankNamespace, Member, Sealed, SealedFunction, slots_of
+from .value_forms import Factory, Form, Mark, MethodForm, PartialForm, refilled
 
 #: Packages of layers. Their classes may be attributes of a model (`self.norm = nn.ReLU`), which its forward can call.
 #: Classes of whole models may not: the constructors of some download, or evaluate text of their configuration.
@@ -36,10 +41,15 @@ LAYERS: tuple[str, ...] = (
 
 
 # What holds nothing else and has no behaviour that a file could choose.
-_VALUES = (
+_PLAIN = (
     type(None), bool, int, float, complex, str, bytes, torch.Size, torch.device, torch.dtype, torch.layout,
     torch.memory_format, torch.qscheme,
 )  # fmt: skip
+_VALUES = (
+    *_PLAIN, range, slice, re.Pattern, functools.partial,
+)  # fmt: skip
+_DICTS = (dict, OrderedDict, Counter, defaultdict)
+_LISTS = (list, set, deque)
 
 #: The attributes of a module that hold what torch calls before and after its own functions.
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
@@ -61,13 +71,41 @@ def judged(found: Any, trust: tuple[str, ...] = ()) -> tuple[Any, list[Any]]:
     """
     judge = _Judge(trust)
     found = judge.opened(found)
-    queue, seen = [found], {}
+    queue: list[tuple[Any, Any]] = [(found, None)]
+    holders: dict[int, tuple[Any, Any]] = {}  # each value seen, and what it was first seen in
     while queue:
-        value = queue.pop()
-        if id(value) not in seen:
-            seen[id(value)] = value
-            queue += judge.inside(value)
+        value, holder = queue.pop()
+        if id(value) not in holders:
+            holders[id(value)] = (value, holder)
+            try:
+                queue += [(part, value) for part in judge.inside(value)]
+            except UntrustedFileError as error:
+                place = _place(value, holders)
+                raise UntrustedFileError(f"at {place}: {error}" if place else str(error)) from error
     return found, judge.blanks
+
+
+def _place(value: Any, holders: Mapping[int, tuple[Any, Any]]) -> str:
+    """Where a value is, as it would be written in Python; of the model itself nothing."""
+    place = ""
+    while (holder := holders[id(value)][1]) is not None:
+        key = _key(holder, value)
+        if isinstance(holder, Blank | BlankNamespace) or _key(holders[id(holder)][1], holder) in _REGISTRIES:
+            place = f"{'' if key in _REGISTRIES else f'.{key}'}{place}"
+        else:
+            place = f"[{_shown(key) if isinstance(key, str) else key}]{place}"
+        value = holder
+    return place.removeprefix(".")
+
+
+_REGISTRIES = ("_modules", "_parameters", "_buffers")
+
+
+def _key(holder: Any, value: Any) -> Any:
+    """The name or index of a value in what holds it."""
+    entries = vars(holder).get("state", {}) if isinstance(holder, Blank | BlankNamespace) else holder
+    pairs = type(entries).items(entries) if isinstance(entries, dict) else enumerate(entries or ())
+    return next((key for key, item in pairs if item is value), "")
 
 
 def made_real(blanks: Iterable[Any]) -> None:
@@ -84,6 +122,7 @@ def made_real(blanks: Iterable[Any]) -> None:
         if isinstance(blank, nn.Module):
             blank.__setstate__(of["state"])
     rewrite_all([(blank, of["record"]) for blank, of in given if of["record"] is not None])
+    rebind(blank for blank, _ in given if isinstance(blank, nn.Module))
 
 
 def check_parts(model: nn.Module, path: str) -> nn.Module:
@@ -106,41 +145,112 @@ class _Judge:
     def __init__(self, trust: tuple[str, ...]) -> None:
         self.blanks: list[Any] = []
         self._trust = trust
-        # What a tuple has become, by its id; the tuple is kept, so that no other gets its id.
-        self._tuples: dict[int, tuple[Any, Any]] = {}
+        # Instances that took the place of a stand-in, and the values in their slots, by the instance's id.
+        self._slots: dict[int, tuple[Any, list[Any]]] = {}
+        # What takes the place of a value, by the value's id; the value is kept, so that no other gets its id.
+        self._replaced: dict[int, tuple[Any, Any]] = {}
         self._admitted: dict[int, Any] = {}
 
     def opened(self, value: Any) -> Any:
         """The value that a stand-in stands for; a tuple with such values for the stand-ins in it; any other as it is."""
-        if isinstance(value, Sealed | SealedFunction | Member | NumpyType):
+        if isinstance(value, Sealed | SealedFunction | Member):
             real: Any = value.original
             if isinstance(value, Sealed) and not (value.trusted or inside(real.__module__, LAYERS)):
                 raise UntrustedFileError(f"it keeps the class {real.__qualname__} of models as a value, to be called")
             self._admitted[id(real)] = real
             return real
-        if not isinstance(value, tuple) or type(value) in _VALUES:
-            return value
-        if id(value) not in self._tuples:
+        if isinstance(value, Factory | Mark):
+            raise UntrustedFileError(f"it keeps {value} as a value, which files of models do not")
+        if id(value) not in self._replaced:
+            real = self._in_place_of(value)
+            if real is value:
+                return value
+            self._replaced[id(value)] = (value, real)
+        return self._replaced[id(value)][1]
+
+    def _in_place_of(self, value: Any) -> Any:
+        """Another object where one has to take the place of `value`, or `value` itself."""
+        if isinstance(value, MethodForm):
+            return self._method(*value.args)
+        if isinstance(value, PartialForm):
+            return self._partial(*value.parts())
+        if isinstance(value, Form):
+            return value.made(self.opened)
+        if isinstance(value, Apart):
+            return self._apart(value)
+        if isinstance(value, tuple) and type(value) not in _VALUES:
             items = [self.opened(item) for item in value]
             same = all(new is old for new, old in zip(items, value, strict=True))
-            self._tuples[id(value)] = (value, value if same else tuple.__new__(type(value), items))
-        return self._tuples[id(value)][1]
+            return value if same else tuple.__new__(type(value), items)
+        filled = refilled(value)
+        return value if filled is None else filled
+
+    def _method(self, owner: Any = None, name: Any = None, *more: Any) -> MethodType:
+        """A method that a module's own class has from an admitted package, bound to the module."""
+        cls: Any = vars(owner)["original"] if isinstance(owner, Blank) else object
+        function: Any = _of_class(cls, name) if is_plain(name) else None
+        home = function.__module__ if isinstance(function, FunctionType) else ""
+        own = issubclass(cls, nn.Module) and inside(home, (*PACKAGES, *self._trust)) and home != nn.Module.__module__
+        if more or not own:
+            raise UntrustedFileError("it holds a method that is not one of a module's own class")
+        return MethodType(function, owner)
+
+    def _partial(self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> functools.partial[Any]:
+        """A partial of a layer's class or of an admitted function, with plain values, layers and functions as arguments."""
+        if not self._is_admitted_code(function) or not all(map(self._is_argument, (*args, *keywords.values()))):
+            raise UntrustedFileError("it holds a partial of more than a layer and plain arguments")
+        named = {name: self.opened(value) for name, value in keywords.items()}
+        return functools.partial(self.opened(function), *map(self.opened, args), **named)
+
+    def _is_argument(self, value: Any) -> bool:
+        if isinstance(value, tuple):
+            return all(map(self._is_argument, value))
+        return isinstance(value, (*_PLAIN, Member)) or self._is_admitted_code(value)
+
+    def _is_admitted_code(self, value: Any) -> bool:
+        """Whether a value is a class or function of an admitted package, and not one that torch itself holds safe."""
+        if isinstance(value, Sealed | SealedFunction):
+            return True
+        return isinstance(value, type | FunctionType) and bool(self._trust) and inside(value.__module__, self._trust)
+
+    def _apart(self, value: Apart) -> Any:
+        """An instance that takes the place of its stand-in, with its values in it, without the class's code."""
+        cls: Any = value.original
+        state = vars(value).get("state")
+        own, slots = state if type(state) is tuple and len(state) == 2 else (state, None)
+        descriptors = slots_of(cls)
+        plain = all(part is None or type(part) is dict for part in (own, slots))
+        fits = plain and (slots or {}).keys() <= descriptors.keys() and (not own or cls.__dictoffset__)
+        if not fits:
+            raise UntrustedFileError(f"it holds a {cls.__qualname__} whose state is not what one has")
+        made = types.SimpleNamespace() if cls is types.SimpleNamespace else object.__new__(cls)
+        self._replaced[id(value)] = (value, made)
+        for name, item in (slots or {}).items():
+            descriptors[name].__set__(made, self.opened(item))
+        if own:
+            vars(made).update(own)
+        self._slots[id(made)] = (made, [descriptors[name].__get__(made) for name in slots or ()])
+        return made
 
     def inside(self, value: Any) -> Iterable[Any]:
         """The values in a value, which is judged."""
         kind = type(value)
-        if kind in _VALUES or id(value) in self._admitted or _is_number(value):
+        if kind in _VALUES or id(value) in self._admitted or isinstance(value, PurePath) or _is_number(value):
             return ()
         if isinstance(value, Blank | BlankNamespace):
             return self._instance(value)
-        if kind in (dict, OrderedDict):
+        if id(value) in self._slots:
+            return [*self._slots[id(value)][1], *self._attributes(kind, getattr(value, "__dict__", {}))]
+        if kind is MethodType:
+            return (value.__self__,)
+        if kind in _DICTS:
             return [*self._dict(value), *self._attributes(kind, getattr(value, "__dict__", {}))]
-        if kind in (list, set):
+        if kind in _LISTS:
             items = [self.opened(item) for item in value]
             value.clear()
-            (value.extend if kind is list else value.update)(items)
+            (value.update if kind is set else value.extend)(items)
             return items
-        if isinstance(value, tuple):
+        if isinstance(value, tuple | frozenset):
             return value
         if kind in (torch.Tensor, nn.Parameter):
             return self._tensor(value)
@@ -148,7 +258,7 @@ class _Judge:
 
     def _dict(self, value: dict[Any, Any]) -> list[Any]:
         """The keys and values of a dict. Its methods are those of its type: an OrderedDict has attributes of its own."""
-        kind: Any = type(value)
+        kind: Any = OrderedDict if type(value) is OrderedDict else dict  # a Counter's update would count
         items = [(self.opened(key), self.opened(item)) for key, item in kind.items(value)]
         kind.clear(value)
         kind.update(value, items)
@@ -239,9 +349,13 @@ def _is_module(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number of NumPy, which is not imported for it."""
+    """Whether a value is a number of NumPy, numbers, or their type. NumPy is not imported for it."""
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.number | numpy.bool_)
+    if numpy is None:
+        return False
+    return isinstance(value, numpy.number | numpy.bool_ | numpy.dtype) or (
+        type(value) is numpy.ndarray and not value.dtype.hasobject
+    )
 
 
 def _items(cls: type, place: str, state: Mapping[str, Any]) -> Iterable[tuple[Any, Any]]:

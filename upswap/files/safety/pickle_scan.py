@@ -8,6 +8,7 @@ in the instructions torch knows, a callable can only come from a GLOBAL.
 
 from __future__ import annotations
 
+import _compat_pickle
 import pickletools
 import sys
 import zipfile
@@ -38,6 +39,7 @@ CALLED = frozenset(
         "_codecs.encode",
         "builtins.complex",
         "builtins.set",
+        "collections.Counter",
         "collections.OrderedDict",
         "torch.Size",
         "torch._tensor._rebuild_from_type_v2",
@@ -97,6 +99,10 @@ class _Made:
         self.keys: list[Any] = []
         self.states: list[Any] = []
         self.unfolded = 0  # not known
+
+
+_NAMES: dict[tuple[str, str], tuple[str, str]] = _compat_pickle.NAME_MAPPING
+_MODULES: dict[str, str] = _compat_pickle.IMPORT_MAPPING
 
 
 class _Name(str):
@@ -162,7 +168,9 @@ def instructions(pickled: bytes, others: Collection[str], restoring: Collection[
 
 
 def _named(module: str, attribute: str) -> _Name:
-    return _Name(f"{'builtins' if module == '__builtin__' else module}.{attribute}")
+    """The name as it is today: pickles of torch.save have those of Python 2 (`__builtin__.xrange`)."""
+    module, attribute = _NAMES.get((module, attribute), (_MODULES.get(module, module), attribute))
+    return _Name(f"{module}.{attribute}")
 
 
 def _popped(stack: list[Any], count: int) -> list[Any]:
@@ -250,10 +258,11 @@ def _check_keys(made: list[_Made], length: int) -> None:
     These are keys, and the arguments of calls: of `set`, and of enumerations, which look theirs up. An instance may hash
     its state. Keys of chosen hashes, which have to be compared each with each, can be made of numbers and tuples.
     """
-    calls = [one for one in made if one.name]
+    # A bound method is kept, and hashed by what it is bound to: a module, which is hashed as the object it is.
+    calls = [one for one in made if one.name and one.name != "builtins.getattr"]
     keys = [key for one in made for key in one.keys]
     for one in calls:
-        if one.name in ("builtins.set", "collections.OrderedDict"):
+        if one.name in ("builtins.set", "builtins.frozenset", "collections.Counter", "collections.OrderedDict"):
             keys += [item for argument in _insides(one.inside) for item in _insides([argument])]
     odd = [key for key in keys if not isinstance(key, str | bytes) and not _hashes_to_itself(key)]
     if len(odd) > _MOST_ODD_KEYS:

@@ -7,17 +7,12 @@ and nothing that others share is reached until `judgement` has seen the whole an
 from __future__ import annotations
 
 import enum
-import importlib
 import itertools
-import re
 import types
 from collections.abc import Callable
 from typing import Any
 
 from ...errors import SourceError, UntrustedFileError
-
-#: How a pickle names what NumPy's numbers are made by.
-NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 
 #: What `torch.serialization.safe_globals` takes: an object, with the name a file knows it by.
 SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
@@ -62,11 +57,48 @@ def blank_for(cls: type) -> type[Blank | BlankNamespace] | None:
     return None
 
 
+class Apart:
+    """The stand-in for an instance that no stand-in can become: of a class with slots, or of `SimpleNamespace` itself.
+
+    Another object takes its place in the end.
+    """
+
+    __setstate__ = _keep_state
+
+    def __init__(self, original: type) -> None:
+        self.original = original
+
+
+def has_slots(cls: type) -> bool:
+    """Whether instances of `cls` are laid out by the `__slots__` of classes written in Python alone."""
+    bases = [base for base in cls.__mro__ if base is not object]
+    new: Any = cls.__new__
+    return new is object.__new__ and all(base.__flags__ & _HEAP_TYPE for base in bases)
+
+
+def slots_of(cls: type) -> dict[str, Any]:
+    """The descriptors of the slots of a class, by their names."""
+    return {
+        name: value
+        for base in reversed(cls.__mro__)
+        for name, value in vars(base).items()
+        if isinstance(value, types.MemberDescriptorType)
+    }
+
+
+# What CPython marks the classes with that a `class` statement made.
+_HEAP_TYPE = 1 << 9
+
+
 def blank(cls: Any, record: Any = None) -> Any:
     """An instance of `cls` to be."""
     made = ((blank_for(cls) if isinstance(cls, type) else None) or Blank)()
     vars(made).update(original=cls, record=record)
     return made
+
+
+def _instance(cls: type) -> Any:
+    return blank(cls) if blank_for(cls) else Apart(cls)
 
 
 class Sealed(type):
@@ -80,7 +112,7 @@ class Sealed(type):
         if issubclass(cls.original, enum.Enum) and len(args) == 1 and not kwargs:
             return Member(cls.original, args[0])
         if issubclass(cls.original, types.SimpleNamespace) and not args and not kwargs:
-            return blank(cls.original)
+            return _instance(cls.original)
         raise UntrustedFileError(f"it tries to call {cls.original.__module__}.{cls.original.__qualname__}")
 
 
@@ -117,45 +149,7 @@ def seal(original: type, *, trusted: bool = False) -> type:
             return tuple.__new__(original, args)
         if args:
             raise UntrustedFileError(f"it passes arguments to {original.__module__}.{original.__qualname__}")
-        return blank(original)
+        return _instance(original)
 
     body = {"__new__": new, "original": original, "trusted": trusted, "__module__": original.__module__}
     return Sealed(original.__name__, (), body)
-
-
-class NumpyType:
-    """The stand-in for a NumPy dtype: a kind of number, its size and byte order."""
-
-    order = "="
-
-    def __init__(self, text: Any) -> None:
-        if not (isinstance(text, str) and re.fullmatch(r"[biufc]\d{1,2}", text)):
-            raise UntrustedFileError("it holds a NumPy type that is no plain number")
-        self.text = text
-
-    def __setstate__(self, state: Any) -> None:
-        if not (isinstance(state, tuple) and len(state) > 1 and state[1] in tuple("<>|=")):
-            raise UntrustedFileError("it holds a NumPy type that is no plain number")
-        self.order = state[1]
-
-    @property
-    def original(self) -> Any:
-        """The dtype itself."""
-        return importlib.import_module("numpy").dtype(self.order + self.text)
-
-
-def _numpy_type(text: Any, align: Any = False, copy: Any = True) -> NumpyType:
-    return NumpyType(text)
-
-
-def _numpy_scalar(kind: Any, data: Any) -> Any:
-    """A number from its bytes. NumPy's own function would do more with objects and other types."""
-    dtype = kind.original if isinstance(kind, NumpyType) else None
-    if dtype is None or not isinstance(data, bytes) or len(data) != dtype.itemsize:
-        raise UntrustedFileError("it holds a NumPy scalar that is no plain number")
-    return importlib.import_module("numpy").frombuffer(data, dtype)[0]
-
-
-def numpy_globals(name: str) -> list[SafeGlobal]:
-    """The pairs for `torch.serialization.safe_globals` for one of the names in `NUMPY`."""
-    return [(_numpy_type if name == "numpy.dtype" else _numpy_scalar, name), (NumpyType, "\nnumpy")]

@@ -15,6 +15,7 @@ from torch import nn
 from ...errors import RewriteError, UpswapError
 from ...plan.site import Site
 from .graph import graph_forward
+from .kept_methods import marked
 from .refusals import Misfit, NotFaithful
 from .source import source_methods
 
@@ -35,11 +36,11 @@ def rewrite_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewr
     if all(site.op == "module" for site in sites):
         return Rewriting("module", {})
     if any(site.other_channels for site in sites):
-        return Rewriting("source", source_methods(owner, sites))
+        return Rewriting("source", marked(type(owner), source_methods(owner, sites)))
     try:
-        return Rewriting("graph", {"forward": graph_forward(owner, sites, forward)})
+        return Rewriting("graph", marked(type(owner), {"forward": graph_forward(owner, sites, forward)}))
     except NotFaithful:
-        return Rewriting("source", source_methods(owner, sites))
+        return Rewriting("source", marked(type(owner), source_methods(owner, sites)))
 
 
 def replay_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewriting:
