@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ from .sampling.autograd import plain_functions_wanted
 from .sampling.pointwise import pointwise
 from .sampling.positions import Mapping, Mode, Pair, Ratio, Reading, Scheme
 from .sampling.sampler import upsample
-from .tracing import leaf
+from .scripted import dysample_forward
+from .tracing import leaf, scripted_as
 
 # The paper's, section 4.
 PAPER_OFFSET_STD = 0.001
@@ -80,10 +81,11 @@ class DySample(nn.Module):
 
     __module__ = "upswap.nn"  # the address in files, which outlive the file it stands in
 
-    init_pos: Tensor
-    scope: nn.Conv2d | None
+    if TYPE_CHECKING:  # TorchScript cannot read this annotation
+        init_pos: Tensor
     #: Its own resizing is no call of the model it stands in (`probe/recorder.py`).
     is_upsampler = True
+    __jit_unused_properties__ = ("base",)  # TorchScript compiles properties too
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class DySample(nn.Module):
         else:
             conv_in //= sub_pixels
         self.offset = _pointwise(conv_in, conv_out, True, device, dtype)
-        self.scope = _pointwise(conv_in, conv_out, False, device, dtype) if dyscope else None
+        self.scope: nn.Conv2d | None = _pointwise(conv_in, conv_out, False, device, dtype) if dyscope else None
         init_pos = self._initial_positions()
         if init_pos is not None:
             like = self.offset.weight
@@ -186,6 +188,7 @@ class DySample(nn.Module):
             if init_pos is not None:
                 self.init_pos.copy_(init_pos)
 
+    @scripted_as(dysample_forward)
     @leaf
     def forward(
         self,

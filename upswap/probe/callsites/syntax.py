@@ -69,6 +69,12 @@ def call_at(code: CodeType, position: tuple[int | None, ...]) -> ast.Call:
     )
 
 
+def stands_in_loop(function: FunctionNode, call: ast.Call) -> bool:
+    """Whether a loop or comprehension of a function may run a call in it again."""
+    loops = (node for node in ast.walk(function) if isinstance(node, _LOOPS))
+    return any(child is call for loop in loops for child in ast.walk(loop))
+
+
 def asks_for_shapes(code: CodeType, position: tuple[int | None, ...], *, anywhere: bool) -> bool:
     """Whether a branch whose test mentions a shape or size may decide if the call at a position runs, in the loops around it.
 

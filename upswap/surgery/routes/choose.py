@@ -15,8 +15,9 @@ from torch import nn
 from ...errors import RewriteError, UpswapError
 from ...plan.site import Site
 from .graph import graph_forward
-from .kept_methods import marked
+from .kept_methods import attribute, mark
 from .refusals import Misfit, NotFaithful
+from .scriptable import with_script
 from .source import source_methods
 
 
@@ -36,11 +37,19 @@ def rewrite_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewr
     if all(site.op == "module" for site in sites):
         return Rewriting("module", {})
     if any(site.other_channels for site in sites):
-        return Rewriting("source", marked(type(owner), source_methods(owner, sites)))
+        return _rewriting("source", owner, sites, source_methods(owner, sites))
     try:
-        return Rewriting("graph", marked(type(owner), {"forward": graph_forward(owner, sites, forward)}))
+        return _rewriting("graph", owner, sites, {"forward": graph_forward(owner, sites, forward)})
     except NotFaithful:
-        return Rewriting("source", marked(type(owner), source_methods(owner, sites)))
+        return _rewriting("source", owner, sites, source_methods(owner, sites))
+
+
+def _rewriting(route: str, owner: nn.Module, sites: Sequence[Site], methods: dict[str, Any]) -> Rewriting:
+    for name, new in methods.items():
+        original = attribute(type(owner), name)
+        mark(new, original)
+        with_script(new, original, owner, sites)
+    return Rewriting(route, methods)
 
 
 def replay_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewriting:

@@ -18,19 +18,17 @@ from ...architectures.packages import inside
 _ORIGINAL = "_upswap_original"
 
 
-def marked(cls: type, methods: dict[str, Any]) -> dict[str, Any]:
-    """`methods`, which replace those of `cls`, with a note on each function of which one it replaces."""
-    for name, new in methods.items():
-        if isinstance(new, FunctionType):
-            new.__dict__[_ORIGINAL] = _attribute(cls, name)
-    return methods
+def mark(new: Any, original: Any) -> None:
+    """Note on a function that it replaces the method `original`."""
+    if isinstance(new, FunctionType):
+        new.__dict__[_ORIGINAL] = original
 
 
 def rebind(modules: Iterable[nn.Module]) -> None:
     """Let the methods that modules keep be those of their owners' classes of now."""
     for put, method in _methods(modules):
         function: Any = method.__func__
-        now = _attribute(type(method.__self__), function.__name__)
+        now = attribute(type(method.__self__), function.__name__)
         if isinstance(now, FunctionType) and now is not function and _original(now) is _original(function):
             put(MethodType(now, method.__self__))
 
@@ -42,7 +40,7 @@ def late_method(owner: nn.Module, cls: type, name: str) -> MethodType:
         return getattr(self, name)(*args, **kwargs)
 
     method.__name__ = name
-    method.__dict__[_ORIGINAL] = _attribute(cls, name)
+    method.__dict__[_ORIGINAL] = attribute(cls, name)
     return MethodType(method, owner)
 
 
@@ -63,7 +61,8 @@ def kept_functions(model: nn.Module) -> set[str]:
     return {name for name in map(_function_name, _values(kept)) if name}
 
 
-def _attribute(cls: type, name: str) -> Any:
+def attribute(cls: type, name: str) -> Any:
+    """What a class has under a name, as it is there."""
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 

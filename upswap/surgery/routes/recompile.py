@@ -159,7 +159,7 @@ def _replace(
         if isinstance(replacement, Resize):
             injected[name] = functools.partial(resize, tuple(replacement.targets), replacement.counter)
         else:
-            callee = _value_of(call.func, function, owner if owner_name != _OWNER else None)
+            callee = value_of(call.func, function, owner if owner_name != _OWNER else None)
             helper = Helper(owner, replacement.functions, counters, callee)
             injected[name] = functools.partial(enter, helper, _names(replacement))
         inherited = _super_call(call)
@@ -173,7 +173,7 @@ def _replace(
     return injected
 
 
-def _value_of(node: ast.expr, function: FunctionType, owner: nn.Module | None) -> Any:
+def value_of(node: ast.expr, function: FunctionType, owner: nn.Module | None) -> Any:
     """What `a` or `a.b.c` stands for in a function, whose first argument is `owner` if one is given; None where that
     cannot be told."""
     names: list[str] = []
@@ -191,11 +191,8 @@ def _value_of(node: ast.expr, function: FunctionType, owner: nn.Module | None) -
     else:
         value = None if node.id in code.co_varnames else function.__globals__.get(node.id)
     for name in names:
-        value = (
-            inspect.getattr_static(value, name, None)
-            if name not in getattr(value, "__dict__", {})
-            else vars(value)[name]
-        )
+        own = {**vars(value), **value._modules} if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
+        value = own[name] if name in own else inspect.getattr_static(value, name, None)
     return value
 
 

@@ -1,0 +1,73 @@
+"""A scripted DySample computes what the module does: every mode, style and way of calling it."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from upswap import DySample
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+
+MODES = [("nearest", False), ("nearest-exact", False), ("area", False), ("bilinear", False), ("bilinear", True),
+         ("bicubic", False), ("bicubic", True)]  # fmt: skip
+FORMS: list[tuple[Any, ...]] = [("lp", False, 2, "match"), ("pl", True, (2, 1), "match"), ("lp", True, 2.5, "paper")]
+CALLS: list[dict[str, Any]] = [
+    {}, {"size": [10, 14]}, {"size": [17, 9]}, {"scale_factor": 2.0}, {"scale_factor": [1.7, 2.01]},
+    {"scale_factor": [1.01, 1.01]}, {"size": [1, 1]}, {"scale_factor": 0.7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("mode", "align_corners"), MODES)
+def test_a_scripted_module_is_the_module(mode: Any, align_corners: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    for style, dyscope, scale, init in FORMS:
+        module = DySample(8, scale, style, 2, dyscope, mode=mode, align_corners=align_corners, init=init, dtype=dtype)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.2)
+        scripted = torch.jit.script(module)
+        for shape in ((5, 7), (40, 90)):
+            plain = torch.randn(2, 8, *shape, dtype=dtype)
+            for x in (plain, plain.contiguous(memory_format=torch.channels_last)):
+                for call in CALLS:
+                    expected, got = module(x, **call), scripted(x, **call)
+                    assert got.dtype == dtype
+                    assert got.stride() == expected.stride()
+                    assert (got - expected).abs().max() <= tolerance * expected.abs().max(), (style, shape, call)
+
+
+def test_gradients_of_a_scripted_module() -> None:
+    torch.manual_seed(0)
+    module = DySample(8, 2, dyscope=True).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x = torch.randn(2, 8, 5, 7, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *module.parameters()]
+    expected = torch.autograd.grad(module(x).square().sum(), wanted)
+    got = torch.autograd.grad(torch.jit.script(module)(x).square().sum(), wanted)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_saved_needs_no_upswap() -> None:
+    """The code of the archive names torch's own operators alone."""
+    scripted = torch.jit.script(DySample(8, 2))
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    x = torch.randn(1, 8, 4, 4)
+    assert torch.equal(torch.jit.load(file)(x), scripted(x))
+    assert "upswap::" not in str(scripted.inlined_graph)
+
+
+def test_signatures_stay() -> None:
+    parameters = inspect.signature(DySample.forward).parameters
+    assert list(parameters) == ["self", "x", "size", "scale_factor"]
+    assert parameters["size"].annotation == "int | Sequence[int] | None"
