@@ -145,14 +145,4 @@ CASES = [
         inferred=False,
     ),
     case("RT-DETR encoder", Pyramid, {"encoder.ccfm:0": SOURCE, "encoder.ccfm:1": SOURCE}),
-    # Without gradients, where nothing could learn; the descriptions are a sum over the levels.
-    case(
-        "DeDoDe",
-        lambda: feature.DeDoDe(detector_model="L", descriptor_model="B", amp_dtype=torch.float32),
-        {
-            **{f"detector:{call}": "other" for call in range(6)},
-            **{f"descriptor:{call}": "other" if call % 2 else "logits" for call in range(6)},
-        },
-        tested=False,
-    ),
 ]
