@@ -24,8 +24,8 @@ FORMS = ("model.pt", "model.safetensors", "model")
 NOT_AS_PT = {"Segmentor", "Segmentor aligned", "BothWays", "BothWays attn bilinear"}
 #: Those that torch.compile cannot take in one graph, unpatched neither: they warn, or make a scripted function.
 SEVERAL_GRAPHS = {"Segmentor aligned", "Scripted"}
-#: Those that another stands for: the same class with other arguments.
-VARIANTS = {"Segmentor aligned", "BothWays attn bilinear"}
+#: Those that another of the same code base stands for, but in the slow test.
+VARIANTS = {"NestedU", "Segmentor aligned", "BothWays attn bilinear"}
 
 
 def spec_of(case: Case) -> str:
