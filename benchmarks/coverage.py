@@ -1,10 +1,12 @@
 """What upswap covers: every model of every zoo in `tests/libraries/zoos`, patched and checked, as a table.
 
     python benchmarks/coverage.py [--zoo timm] [--match hrnet] [--jobs 2] [--json FILE] [--markdown]
+    python benchmarks/coverage.py --model 'python:my_package.models:Net?width=8' --model my_cases.py
 
 The models have random weights, tiny configurations and small images, but for the hosts of the DySample paper, which have their
-real ones. The checks are those of `tests/support/invariants.py`. Models run in worker processes: one that crashes or hangs
-costs itself alone. The exit status is 1 where anything failed. The table in docs/models.md is what `--markdown` prints.
+real ones. `--model` names models of your own in place of the zoos. The checks are those of `tests/support/invariants.py`. Models
+run in worker processes: one that crashes or hangs costs itself alone. The exit status is 1 where anything failed. The table in
+docs/models.md is what `--markdown` prints.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import contextlib
 import dataclasses
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import multiprocessing
 import queue
@@ -23,12 +26,14 @@ from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from upswap.errors import UpswapError
 from upswap.plan.site import KINDS
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -53,13 +58,23 @@ class Outcome:
         return {check: problem for check, problem in self.checks.items() if problem}
 
 
-def examine(zoo: str, name: str) -> Outcome:
+class Model(NamedTuple):
+    """A model to examine: what `--model` named or else its zoo, its heading in the table, and its name there."""
+
+    source: str
+    zoo: str
+    name: str
+
+
+def examine(model: Model) -> Outcome:
     """Patch one model and make all checks on it."""
     import invariants
+    import own_models
 
-    outcome, start = Outcome(zoo, name), time.perf_counter()
-    (case,) = (case for case in invariants.cases_of(zoo) if case.name == name)
+    outcome, start = Outcome(model.zoo, model.name), time.perf_counter()
+    cases_of = invariants.cases_of if model.source in invariants.ZOOS else own_models.cases_of
     try:
+        (case,) = (case for case in cases_of(model.source) if case.name == model.name)
         run = invariants.Run(case)
     except BaseException as error:  # noqa: BLE001 - whatever it is goes into the report
         outcome.checks["patch"] = _words(error)
@@ -89,7 +104,7 @@ def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError):  # the end of whoever gives the orders
         while (order := pipe.recv()) is not None:
-            pipe.send(examine(*order))
+            pipe.send(examine(order))
             gc.collect()
 
 
@@ -107,10 +122,10 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def examine(self, zoo: str, name: str) -> Outcome:
+    def examine(self, model: Model) -> Outcome:
         """The outcome for a model, also where the process did not survive it."""
         start = time.perf_counter()
-        self._pipe.send((zoo, name))
+        self._pipe.send(model)
         try:
             if self._pipe.poll(self.limit):
                 return self._pipe.recv()
@@ -121,7 +136,7 @@ class Worker:
         self._process.join()
         problem += f" (exit code {self._process.exitcode})"
         self._start()
-        return Outcome(zoo, name, round(time.perf_counter() - start, 1), checks={"patch": problem})
+        return Outcome(model.zoo, model.name, round(time.perf_counter() - start, 1), checks={"patch": problem})
 
     def close(self) -> None:
         """End the process."""
@@ -130,12 +145,12 @@ class Worker:
         self._process.kill()
 
 
-def examine_all(models: Sequence[tuple[str, str]], jobs: int, limit: float, console: Console) -> list[Outcome]:
+def examine_all(models: Sequence[Model], jobs: int, limit: float, console: Console) -> list[Outcome]:
     """The outcome of every model, in the order given."""
-    waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[Model] = queue.SimpleQueue()
     for model in models:
         waiting.put(model)
-    outcomes: dict[tuple[str, str], Outcome] = {}
+    outcomes: dict[Model, Outcome] = {}
 
     def work() -> None:
         worker = Worker(limit)
@@ -144,7 +159,7 @@ def examine_all(models: Sequence[tuple[str, str]], jobs: int, limit: float, cons
                 model = waiting.get_nowait()
             except queue.Empty:
                 break
-            outcomes[model] = outcome = worker.examine(*model)
+            outcomes[model] = outcome = worker.examine(model)
             progress.advance(task)
             if outcome.failures:
                 console.print(f"[red]failed[/] {outcome.zoo} {outcome.name}: {', '.join(outcome.failures)}")
@@ -212,8 +227,49 @@ def show(console: Console, lines: Sequence[Sequence[str]], outcomes: Sequence[Ou
             console.print((problem.splitlines() or [""])[0], markup=False, highlight=False)
 
 
+def models_of(zoos: Sequence[str], own: Sequence[str], console: Console) -> list[Model]:
+    """What the options name; without any, the models of every zoo that is installed."""
+    import invariants
+    import own_models
+
+    unknown = set(zoos) - set(invariants.ZOOS)
+    if unknown:
+        raise click.BadParameter(
+            f"{', '.join(sorted(unknown))}: not one of {', '.join(invariants.ZOOS)}", param_hint="--zoo"
+        )
+    missing = [zoo for zoo, library in invariants.ZOOS.items() if importlib.util.find_spec(library) is None]
+    if set(zoos) & set(missing):
+        raise click.BadParameter(f"{', '.join(sorted(set(zoos) & set(missing)))}: not installed", param_hint="--zoo")
+    chosen = zoos or ([] if own else [zoo for zoo in invariants.ZOOS if zoo not in missing])
+    if missing and not zoos and not own:
+        console.print(f"left out, since they are not installed: {', '.join(missing)}")
+    models = [Model(zoo, zoo, case.name) for zoo in chosen for case in invariants.cases_of(zoo)]
+    try:
+        return models + [Model(source, *names) for source in own for names in own_models.names_of(source)]
+    except UpswapError as error:
+        raise click.BadParameter(str(error), param_hint="--model") from error
+
+
+def versions() -> dict[str, str]:
+    """What is installed of the libraries that the zoos are of."""
+    import invariants
+
+    installed = {}
+    for library in ("torch", *invariants.ZOOS.values()):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[library] = importlib.metadata.version(library)
+    return installed
+
+
 @click.command(help=(__doc__ or "").split("\n\n", 1)[0])
 @click.option("--zoo", "zoos", multiple=True, help="Only this zoo; may be given several times.")
+@click.option(
+    "--model",
+    "own",
+    multiple=True,
+    help="A model of your own in place of the zoos: a spec such as 'python:my_package.models:Net?width=8', or a Python file "
+    "with CASES; may be given several times.",
+)
 @click.option("--match", default="", help="Only models with this in their name.")
 @click.option("--jobs", default=2, show_default=True, help="Worker processes.")
 @click.option("--limit", default=600.0, show_default=True, help="Seconds after which a model is given up.")
@@ -221,30 +277,28 @@ def show(console: Console, lines: Sequence[Sequence[str]], outcomes: Sequence[Ou
     "--json", "json_file", type=click.Path(dir_okay=False), help="Write everything, model by model, to a file."
 )
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the table as Markdown.")
-def main(zoos: tuple[str, ...], match: str, jobs: int, limit: float, json_file: str | None, as_markdown: bool) -> None:
+def main(
+    zoos: tuple[str, ...],
+    own: tuple[str, ...],
+    match: str,
+    jobs: int,
+    limit: float,
+    json_file: str | None,
+    as_markdown: bool,
+) -> None:
     """Patch and check the models, print the table and what failed."""
     sys.path[:0] = SHARED
-    import invariants
-
-    unknown = set(zoos) - set(invariants.ZOOS)
-    if unknown:
-        raise click.BadParameter(
-            f"{', '.join(sorted(unknown))}: not one of {', '.join(invariants.ZOOS)}", param_hint="--zoo"
-        )
-    models = [
-        (zoo, case.name) for zoo in zoos or invariants.ZOOS for case in invariants.cases_of(zoo) if match in case.name
-    ]
-    twice = [f"{zoo} {name}" for (zoo, name), count in Counter(models).items() if count > 1]
+    console = Console(stderr=as_markdown, width=None if sys.stdout.isatty() else 130)
+    models = [model for model in models_of(zoos, own, console) if match in model.name]
+    twice = [f"{zoo} {name}" for (_, zoo, name), count in Counter(models).items() if count > 1]
     if twice or not models:
         raise click.ClickException(
             f"two cases of one name: {', '.join(twice)}" if twice else f"no model matches {match!r}"
         )
-    console = Console(stderr=as_markdown, width=None if sys.stdout.isatty() else 130)
     outcomes = examine_all(models, jobs, limit, console)
     lines = table_of(outcomes)
     if json_file:
-        versions = {library: importlib.metadata.version(library) for library in ("torch", *invariants.ZOOS.values())}
-        data = {"versions": versions, "models": [dataclasses.asdict(outcome) for outcome in outcomes]}
+        data = {"versions": versions(), "models": [dataclasses.asdict(outcome) for outcome in outcomes]}
         Path(json_file).write_text(json.dumps(data, indent=1))
     if as_markdown:
         click.echo(markdown(lines))

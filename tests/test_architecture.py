@@ -40,7 +40,6 @@ WITHOUT = {
     "plan/plan.py",
     "probe/callsites/functions.py",
     "probe/callsites/stack.py",
-    "probe/callsites/syntax.py",
     "probe/dataflow.py",
     "probe/inputs/describe.py",
     "probe/inputs/inputs.py",

@@ -576,6 +576,23 @@ class Merge(nn.Module):
         return F.interpolate(x, size=y.shape[2:]) + y
 
 
+class EitherWay(Base):
+    """One resize written twice, by a factor and, where that does not lead to the size of the skip, by a size."""
+
+    def up(self, x, size=None):
+        if size is None:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        else:
+            x = F.interpolate(x, size=size, mode="nearest")
+        return x
+
+    def forward(self, image):
+        high, low = self.both(image)
+        even = image.shape[-1] % 2 == 0 and image.shape[-2] % 2 == 0
+        x = high + self.up(low, None if even else high.shape[2:])
+        return self.last(x + (F.interpolate(low, scale_factor=2) if even else F.interpolate(low, high.shape[2:])))
+
+
 # -- train mode, varying counts, features in containers ----------------------------------------------------------------
 
 

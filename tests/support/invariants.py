@@ -401,6 +401,9 @@ ZOOS = {
     "transformers": "transformers",
     "ultralytics": "ultralytics",
     "monai": "monai",
+    "diffusers": "diffusers",
+    "kornia": "kornia",
+    "idioms": "torch",
 }
 
 

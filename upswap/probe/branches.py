@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import RewriteError
 from .callsites.class_code import is_resize_layer, names_a_resize
 from .callsites.functions import attributes, functions_in
-from .callsites.syntax import calls_in, function_node
+from .callsites.syntax import calls_in, function_node, other_positions
 from .observe import Observation
 
 #: The functions of torch that resize, by the last part of their names.
@@ -73,7 +73,12 @@ def _may_resize(module: nn.Module) -> bool:
 
 def _lines_not_reached(model: nn.Module, run: Observation) -> list[str]:
     """The resize calls in the methods of classes whose modules ran that no run made."""
-    made = {(hop.code.co_filename, hop.position) for call in run.calls for hop in call.place.hops}
+    hops = {hop for call in run.calls for hop in call.place.hops}
+    made = {
+        (hop.code.co_filename, position)
+        for hop in hops
+        for position in (hop.position, *other_positions(hop.code, hop.position))
+    }
     lines: dict[str, None] = {}
     for cls in dict.fromkeys(type(model.get_submodule(path)) for path in ("", *run.called)):
         if cls.__module__.startswith("torch."):

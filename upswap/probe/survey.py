@@ -14,7 +14,7 @@ from .branches import unreached, with_modules_alike
 from .callsites.class_code import is_resize_layer, runs_its_children, training_matters
 from .callsites.location import locate
 from .callsites.stack import Hop, Place
-from .callsites.syntax import asks_for_shapes
+from .callsites.syntax import asks_for_shapes, other_positions
 from .inputs.infer import Candidate, candidates
 from .inputs.inputs import Inputs, as_inputs
 from .inputs.variations import enlarged, training_inputs
@@ -65,6 +65,7 @@ def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False)
     # Wider only, which costs less and shows as much; larger both ways for a model that takes square images only.
     second = _second(model, first, height=False) or _second(model, first, height=True)
     trained, hint = _trained(model, first) if training_matters(model, first.called) else (None, None)
+    second, trained = second and as_seen_in(first, second), trained and as_seen_in(first, trained)
     first = with_modules_alike(model, first)
     second, trained = second and with_modules_alike(model, second), trained and with_modules_alike(model, trained)
     if not share:
@@ -84,6 +85,25 @@ def called_from(run: Observation, layers: Set[str]) -> Observation:
         else call
         for call in run.calls
     ]
+    return dataclasses.replace(run, calls=calls)
+
+
+def as_seen_in(first: Observation, run: Observation) -> Observation:
+    """The run with the calls that another way of a branch made as those that the first run made in their place."""
+    made = {(call.owner, call.place.hops) for call in first.calls}
+    if made >= {(call.owner, call.place.hops) for call in run.calls}:
+        return run
+    ways = {
+        (owner, (*hops[:-1], hops[-1]._replace(position=position))): hops
+        for owner, hops in made
+        if hops
+        for position in other_positions(hops[-1].code, hops[-1].position)
+    }
+    calls = []
+    for call in run.calls:
+        hops = ways.get((call.owner, call.place.hops)) if (call.owner, call.place.hops) not in made else None
+        place = call.place if hops is None else dataclasses.replace(call.place, hops=hops)
+        calls.append(dataclasses.replace(call, place=place))
     return dataclasses.replace(run, calls=calls)
 
 

@@ -45,9 +45,9 @@ def attacks(mark: Path) -> dict[str, tuple[Any, str]]:
         "posix.system": (Call(Global("posix", "system"), command), "posix.system"),
         "eval": (Call(Global("builtins", "eval"), python), "builtins.eval"),
         "eval, as Python 2 named it": (Call(Global("__builtin__", "eval"), python), "builtins.eval"),
-        "getattr chain": (Call(Call(Global("builtins", "getattr"), Global("os", "path"), "os"), command), "getattr"),
+        "getattr chain": (Call(Call(Global("builtins", "getattr"), Global("os", "path"), "os"), command), "os.path"),
         "subprocess": (Call(Global("subprocess", "Popen"), ["touch", str(mark)]), "subprocess.Popen"),
-        "partial": (Call(Call(Global("functools", "partial"), Global("os", "system"), command)), "functools.partial"),
+        "partial": (Call(Call(Global("functools", "partial"), Global("os", "system"), command)), "os.system"),
         "nested torch.load": (Call(Global("torch.serialization", "load"), str(mark)), "torch.serialization.load"),
         "torch.hub": (Call(Global("torch.hub", "load"), "evil/repo", "m"), "torch.hub.load"),
         "a function of an admitted package": (
@@ -93,7 +93,7 @@ def attacks(mark: Path) -> dict[str, tuple[Any, str]]:
             "storage",
         ),
         "a call of a result": (Call(Call(Global("collections", "OrderedDict")), 1), "not a name"),
-        "a partial without a call": (Call(Global("functools", "partial"), Global("os", "system"), command), "partial"),
+        "a partial without a call": (Call(Global("functools", "partial"), Global("os", "system"), command), "os.system"),
         "a letter of another alphabet": (New(Global("torch.nn.modules.line\u0430r", "Linear"), state={}), "not a name"),
         "a class that only looks like one": (
             New(Global("torch.nn.modules.linear.Linear", "Linear"), state={}),

@@ -62,7 +62,7 @@ SHADOWS: dict[str, tuple[Any, str]] = {
     "a safe function of C as a method": (module("linear.Identity", eval=ENCODE), "_codecs.encode"),
     "a safe function as a hook": (module("linear.Identity", _forward_hooks=hook(SET)), "builtins.set"),
     "a safe class anywhere": (module("linear.Identity", kept=[Global("builtins", "bytearray")]), "bytearray"),
-    "a stand-in's maker": (module("linear.Identity", kept=Global("numpy", "dtype")), "_numpy_type"),
+    "a stand-in's maker": (module("linear.Identity", kept=Global("numpy", "dtype")), "NumpyTypeForm"),
     "a module as a method": (module("linear.Identity", forward=relu()), "a ReLU in the place of Identity.forward"),
     "a module as the compiled call": (module("linear.Identity", _compiled_call_impl=relu()), "_compiled_call_impl"),
     "a module as a hook": (module("linear.Identity", _forward_pre_hooks=hook(relu())), "a ReLU in Identity._forward_pre"),
@@ -129,7 +129,13 @@ class Evil:
 
 def test_no_code_of_a_class_runs_before_the_whole_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(nn.Conv2d, "__setstate__", lambda self, state: ran.append("conv"))
+    real = nn.Conv2d.__setstate__
+
+    def restored(self: nn.Conv2d, state: Any) -> None:
+        ran.append("conv")
+        real(self, state)
+
+    monkeypatch.setattr(nn.Conv2d, "__setstate__", restored)
     torch.save(nn.Sequential(nn.Conv2d(1, 1, 1)), tmp_path / "model.pt")
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Identity())
     model[1].__dict__["forward"] = nn.ReLU()

@@ -66,6 +66,7 @@ MODELS: dict[type[nn.Module], dict[str, str]] = {
     d.ListedLayers: {"root:0": SOURCE, "root:1": SOURCE, "root:2": SOURCE},
     d.MethodInComprehension: {"root:0": SOURCE, "root:1": SOURCE},
     d.SharedBlock: {"block": SOURCE},
+    d.EitherWay: {"root:0": SOURCE, "root:1": SOURCE},
     d.DeepSupervision: {"root:0": SOURCE, "root:1": SOURCE},
     d.TrainOnly: {"merge": SOURCE},
     d.UntilLarge: {"root": SOURCE},
@@ -125,6 +126,18 @@ def test_copies_pickles_and_plans(cls: type[nn.Module]) -> None:
             assert upswap.plan_of(model) == upswap.plan_of(patched)
             assert type(upswap.unpatch(model)) is cls
             invariants.assert_equal(invariants.outputs(model, (args, kwargs)), plain)
+
+
+@pytest.mark.parametrize("side", [16, 17, 18])
+@pytest.mark.parametrize("example", [32, 33])
+def test_both_ways_of_a_branch_go_through_one_upsampler(example: int, side: int) -> None:
+    """Whichever the example takes, and the run at another size."""
+    patched = upswap.patch(build(d.EitherWay), torch.randn(1, 3, example, example))
+    assert invariants.decisions(upswap.plan_of(patched)) == MODELS[d.EitherWay]
+    image = torch.randn(1, 3, side, side)
+    invariants.assert_close([patched(image)], [build(d.EitherWay)(image)], 1e-5)
+    patched(image).sum().backward()
+    assert all(parameter.grad is not None for parameter in upswap.parameters(patched))
 
 
 def test_a_resize_that_torch_runs_otherwise_is_kept() -> None:

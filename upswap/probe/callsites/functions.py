@@ -10,14 +10,19 @@ from typing import Any
 
 # A decorator of a decorator of a decorator; closures deeper than this are no wrapping of a function any more.
 _DEPTH = 6
+#: Where `torch.jit.script_if_tracing` keeps the function that it scripts.
+_SCRIPTED = "__original_fn"
 
 
 def replaced(value: Any, change: Callable[[FunctionType], Any | None], depth: int = _DEPTH) -> Any | None:
     """`value` with the first function in it that `change` has another for, in the same wrapping; None where there is none.
 
-    Looks into bound methods, `functools.partial`, static and class methods, and the closures of wrappers.
+    Looks into bound methods, `functools.partial`, static and class methods, and the closures of wrappers. The wrapper of
+    `torch.jit.script_if_tracing` is left out: a trace would script the function that it names, and so go around the other.
     """
     if isinstance(value, FunctionType):
+        if _SCRIPTED in value.__dict__:
+            return replaced(value.__dict__[_SCRIPTED], change, depth)
         new = change(value)
         return new if new is not None or value.__closure__ is None or not depth else _rewrapped(value, change, depth)
     if isinstance(value, MethodType):

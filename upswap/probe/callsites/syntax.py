@@ -21,6 +21,8 @@ _COMPREHENSIONS: dict[type, str] = {
 }
 _LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SHAPES = ("shape", "size", "numel")
+#: Of the functions of torch that resize, in their order.
+_ARGUMENTS = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
 
 
 class Function(NamedTuple):
@@ -87,6 +89,76 @@ def asks_for_shapes(code: CodeType, position: tuple[int | None, ...], *, anywher
     loops = [part for part in ast.walk(function) if isinstance(part, _LOOPS) and any(c is call for c in ast.walk(part))]
     tests = [test for around in ([function] if anywhere else loops) for test in _tests_in(around)]
     return any(isinstance(part, ast.Attribute) and part.attr in _SHAPES for test in tests for part in ast.walk(test))
+
+
+def other_ways(function: FunctionNode, call: ast.Call) -> list[ast.Call]:
+    """The resizes that a function makes in the place of `call` where a branch around it goes another way.
+
+    `if size is None: x = F.interpolate(x, scale_factor=2)`, `else: x = F.interpolate(x, size=size)`: one resize of one tensor,
+    written twice, by a factor and by a size. What is done with the result, and all other arguments, have to be the same.
+    """
+    parents = {id(child): parent for parent in ast.walk(function) for child in ast.iter_child_nodes(parent)}
+    part: ast.AST = call
+    while not isinstance(branch := parents[id(part)], ast.If | ast.IfExp):
+        if isinstance(branch, (FunctionNode, *_LOOPS)):
+            return []
+        part = branch
+    asked = _asked(call)
+    if part is branch.test or asked is None:
+        return []
+    while isinstance(above := parents[id(branch)], ast.If) and above.orelse == [branch]:  # an elif
+        branch = above
+    frame = _frame(part, call)
+    return [
+        other
+        for way in _ways(branch)
+        if part not in way
+        for there in way
+        for other in calls_in(there)
+        if _frame(there, other) == frame and _differ_in_size(asked, _asked(other))
+    ]
+
+
+@functools.lru_cache(maxsize=256)
+def other_positions(code: CodeType, position: tuple[int | None, ...]) -> tuple[tuple[int | None, ...], ...]:
+    """The positions of a call's `other_ways`; none where the source cannot be had."""
+    try:
+        others = other_ways(function_node(code), call_at(code, position))
+    except RewriteError:
+        return ()
+    return tuple((call.lineno, call.col_offset, call.end_lineno, call.end_col_offset) for call in others)
+
+
+def _ways(branch: ast.If | ast.IfExp) -> list[list[ast.AST]]:
+    """The statements of each way that a branch can go, those behind an `elif` too; or the values of a conditional expression."""
+    if isinstance(branch, ast.IfExp):
+        return [[branch.body], [branch.orelse]]
+    if len(branch.orelse) == 1 and isinstance(branch.orelse[0], ast.If):
+        return [[*branch.body], *_ways(branch.orelse[0])]
+    return [[*branch.body], [*branch.orelse]]
+
+
+def _frame(statement: ast.AST, call: ast.Call) -> str:
+    """The text around a call."""
+    return ast.unparse(statement).replace(ast.unparse(call), "_")
+
+
+def _asked(call: ast.Call) -> dict[str, str] | None:
+    """What a resize is asked for, by the names of the arguments; None where they are unpacked."""
+    if any(isinstance(value, ast.Starred) for value in call.args) or not all(word.arg for word in call.keywords):
+        return None
+    given = zip(_ARGUMENTS, call.args, strict=False)
+    named = [*given, *((word.arg or "", word.value) for word in call.keywords)]
+    return {"": ast.unparse(call.func), **{name: ast.unparse(value) for name, value in named}}
+
+
+def _differ_in_size(one: dict[str, str], other: dict[str, str] | None) -> bool:
+    """Whether two resizes are the same but that one has a size where the other has a factor, or another size."""
+    if other is None or one.keys() & other.keys() & {"scale_factor"}:
+        return False
+    sizes = ("size", "scale_factor", "recompute_scale_factor")
+    rest = [{name: text for name, text in asked.items() if name not in sizes} for asked in (one, other)]
+    return rest[0] == rest[1] and all(asked.keys() & {"size", "scale_factor"} for asked in (one, other))
 
 
 def _tests_in(tree: ast.AST) -> Iterator[ast.expr]:

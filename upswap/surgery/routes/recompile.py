@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from types import CellType, CodeType, FunctionType
 from typing import Any, cast
@@ -23,7 +24,7 @@ from ...errors import RewriteError
 from ...plan.site import Step
 from ...probe.callsites.functions import functions_in, loaded
 from ...probe.callsites.location import find_call, is_function
-from ...probe.callsites.syntax import FunctionNode, function_node
+from ...probe.callsites.syntax import FunctionNode, function_node, other_ways
 from .runtime import Target, enter, resize
 
 _RUN, _OWNER = "_upswap_run", "_upswap_owner"
@@ -35,11 +36,12 @@ _FUTURES = functools.reduce(
 @dataclasses.dataclass
 class Resize:
     """A resize call to be replaced: what each of its runs goes through, and which counter counts them, if they are
-    counted."""
+    counted. `apart` are the expressions that have sites of their own."""
 
     step: Step
     counter: int | None
     targets: list[Target | None]
+    apart: frozenset[str]
 
 
 @dataclasses.dataclass
@@ -151,7 +153,15 @@ def _replace(
     if len(set(map(id, calls))) < len(calls):
         raise RewriteError(f"one call of {function.__qualname__} is a resize at one time and leads to one at another")
     parents = {id(child): parent for parent in ast.walk(node) for child in ast.iter_child_nodes(parent)}
-    for index, (call, replacement) in enumerate(zip(calls, replacements, strict=True)):
+    numbered = [*zip(calls, itertools.count(), replacements, strict=False)]
+    numbered += [
+        (other, index, replacement)
+        for call, index, replacement in numbered
+        if isinstance(replacement, Resize)
+        for other in other_ways(node, call)
+        if ast.unparse(other) not in replacement.apart
+    ]
+    for call, index, replacement in numbered:
         name = f"_upswap_{index}"
         run: ast.expr = ast.Name(_RUN, ast.Load())
         if replacement.step.inner:

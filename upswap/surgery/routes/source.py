@@ -25,12 +25,13 @@ def source_methods(owner: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     for site, location in located:
         if location.steps in wanted:
             chains.setdefault(location.steps, []).append((site, location))
+    apart = frozenset(location.steps[-1].expression for _, location in located)
     methods: dict[str, Any] = {}
     roots: dict[tuple[str, int], list[tuple[Step, ...]]] = {}
     for steps in chains:
         roots.setdefault((steps[0].function, steps[0].ordinal), []).append(steps)
     for (function, _), inside in roots.items():
-        resizes = {steps: _resize(steps[-1], index, chains[steps]) for index, steps in enumerate(inside)}
+        resizes = {steps: _resize(steps[-1], index, chains[steps], apart) for index, steps in enumerate(inside)}
         tree = _replacements(inside, 0, resizes)
         found = False
         for name, value in attributes(type(owner)):
@@ -57,13 +58,14 @@ def _recompiler(
     return change
 
 
-def _resize(step: Step, counter: int, runs: list[tuple[Site, Location]]) -> Resize:
+def _resize(step: Step, counter: int, runs: list[tuple[Site, Location]], apart: frozenset[str]) -> Resize:
     """One call, and what each of its runs goes through."""
     if runs[0][1].occurrence is None:
-        return Resize(step, None, [target_of(runs[0][0])])
+        return Resize(step, None, [target_of(runs[0][0])], apart)
     occurrences = {location.occurrence or 0: site for site, location in runs}
     targets = [occurrences.get(index) for index in range(1 + max(occurrences))]
-    return Resize(step, counter, [target_of(site) if site is not None and site.swap else None for site in targets])
+    sent = [target_of(site) if site is not None and site.swap else None for site in targets]
+    return Resize(step, counter, sent, apart)
 
 
 def _replacements(
