@@ -11,7 +11,7 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from ...errors import UntrustedFileError
 from ...plan.site import is_plain
 from ...surgery.rewritten_class import rewrite_all
 from .allowed_names import check_names, check_values
-from .stand_ins import Blank, BlankNamespace, Member, NumpyType, Sealed, SealedFunction
+from .stand_ins import Blank, BlankNamespace, ForeignError, Member, NumpyType, Sealed, SealedFunction
 
 #: Packages of layers. Their classes may be attributes of a model (`self.norm = nn.ReLU`), which its forward can call.
 #: Classes of whole models may not: the constructors of some download, or evaluate text of their configuration.
@@ -54,10 +54,13 @@ _HARMLESS = re.compile(r"(?!__)[\w (),-]+", re.ASCII)
 _MISSING = object()
 
 
-def judged(found: Any, trust: tuple[str, ...] = ()) -> tuple[Any, list[Any]]:
+def judged(
+    found: Any, trust: tuple[str, ...] = (), foreign: Mapping[int, str] = MappingProxyType({})
+) -> tuple[Any, list[Any]]:
     """What a file holds, with real classes, functions and members, and the instances in it that are still blank.
 
-    Raises `UntrustedFileError` for what no file of a model holds. `trust` has the packages whose code may be in it.
+    Raises `UntrustedFileError` for what no file of a model holds. `trust` has the packages whose code may be in it. Of the
+    values in `foreign`, by their ids, none may be in it: their names are not admitted.
     """
     judge = _Judge(trust)
     found = judge.opened(found)
@@ -66,7 +69,10 @@ def judged(found: Any, trust: tuple[str, ...] = ()) -> tuple[Any, list[Any]]:
         value = queue.pop()
         if id(value) not in seen:
             seen[id(value)] = value
-            queue += judge.inside(value)
+            queue += () if id(value) in foreign else judge.inside(value)
+    names = {foreign[key] for key in seen if key in foreign}
+    if names:
+        raise ForeignError(names)
     return found, judge.blanks
 
 
