@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import shlex
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,17 @@ def test_several_that_fit_are_listed_with_what_to_paste(trained: nn.Module, tmp_
     assert torch.equal(open_source(SPEC, weights=path, key="state_dict_ema").model(image()), trained(image()))
     with pytest.raises(SourceError, match=r"no weights under 'emma'; it has 'model' \(8 tensors\), 'state_dict_ema'"):
         open_source(SPEC, weights=path, key="emma")
+
+
+def test_a_key_is_shown_as_a_shell_takes_it(trained: nn.Module, tmp_path: Path) -> None:
+    keys = ("it's; rm -rf x", "a\nb")
+    torch.save({keys[0]: tiny().state_dict(), keys[1]: trained.state_dict()}, tmp_path / "w.pt")
+    with pytest.raises(SourceError) as caught:
+        open_source(SPEC, weights=tmp_path / "w.pt")
+    _, first, second, _ = str(caught.value).splitlines()
+    assert shlex.split(first)[:2] == ["--key", keys[0]]
+    assert "'a\\nb'" in second
+    assert torch.equal(open_source(SPEC, weights=tmp_path / "w.pt", key=keys[1]).model(image()), trained(image()))
 
 
 def test_two_nets_behind_prefixes_of_one_state_dict(trained: nn.Module, tmp_path: Path) -> None:

@@ -146,11 +146,11 @@ def _whole_model(contents: pickled.Contents, path: Path, key: str | None) -> tup
     if not meant or meant[0] not in models:
         if key is None and contents.weights:
             raise SourceError(_weights_alone(path, contents.weights), *contents.odd_names())
-        contents.check_names()  # a model whose class is not admitted is none
+        nothing = contents.nothing()
         if key is not None:
             has = "is one itself" if "" in models else f"has {_keys(models)}"
             raise SourceError(f"{path} has no model under {key!r}; it {has}")
-        raise SourceError(pickled.not_a_model(path, contents.found))
+        raise nothing
     if len(meant) > 1:
         raise several(path, {name: models[name] for name in meant}, "models")
     taken = f"model of {meant[0]!r}, {models[meant[0]]} tensors" if meant[0] else None
@@ -238,12 +238,8 @@ def weights_for(model: nn.Module, path: str | Path, *, trust: Iterable[str] = ()
     with loading_within_bounds(path) if not trust else contextlib.nullcontext():
         contents = pickled.read(path, trust)
         weights = contents.weights
-        if not weights or (
-            key is not None and key.partition(".")[0] not in {name.partition(".")[0] for name in weights}
-        ):
-            contents.check_names()
         if not weights:
-            raise SourceError(pickled.not_a_model(path, contents.found))
+            raise contents.nothing()
         way = choose(weights, own, key, path, kind)
         is_model = contents.is_model(way.key)
         return _taken(way, contents.state_dict(way.key), path, "model" if is_model else "state_dict")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -77,12 +79,13 @@ def choose(parts: Mapping[str, Tensors], own: Tensors, key: str | None, path: Pa
 def several(path: Path, found: Mapping[str, int], what: str) -> SourceError:
     """The error for a file with several things that could be meant, by their keys, with the number of their tensors."""
     most = sorted(found.items(), key=lambda item: -item[1])[:10]
-    width = max(len(key) for key, _ in most)
-    rows = [f"  --key {key:<{width}}  {count} tensors" for key, count in most]
+    flags = [f"--key {shlex.quote(key)}" for key, _ in most]  # a key is a stranger's text, to be pasted into a shell
+    width = max(map(len, flags))
+    rows = [f"  {flag:<{width}}  {count} tensors" for flag, (_, count) in zip(flags, most, strict=True)]
     return SourceError(
         f"{path} holds several {what} that could be meant. Choose one:",
         *rows,
-        f'In Python: key="{most[0][0]}"',
+        f"In Python: key={json.dumps(most[0][0], ensure_ascii=False)}",
     )
 
 

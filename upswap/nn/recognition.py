@@ -11,7 +11,7 @@ import torch
 from ..errors import OptionError
 from ..plan.site import Site
 from .configs import Shapes
-from .registry import OWN, config_class, make_upsampler
+from .registry import config_class, imported_names, make_upsampler
 
 #: An upsampler's own tensors have names of one part or two: `init_pos`, `offset.weight`. One part more shows another module.
 _PARTS = 3
@@ -29,13 +29,13 @@ def upsamplers_in(tensors: Mapping[str, torch.Tensor]) -> list[str]:
         parts = name.split(".")
         for at in range(max(len(parts) - _PARTS, 1), len(parts)):
             groups.setdefault(".".join(parts[:at]), {})[".".join(parts[at:])] = tuple(tensor.shape)
-    configs = [config_class(name) for name in OWN]
+    configs = [config_class(name) for name in imported_names()]
     return [path for path, group in groups.items() if any(cls.is_of(group) for cls in configs)]
 
 
 def options_in(site: Site, shapes: Shapes, upsampler: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The names and options of upsamplers whose tensors at a site have these names and shapes, those of `upsampler` first."""
-    for name in dict.fromkeys((upsampler, *OWN)):
+    for name in dict.fromkeys((upsampler, *imported_names())):
         for options in config_class(name).candidates(shapes):
             if shapes_at(site, name, options) == shapes:
                 yield name, options

@@ -109,7 +109,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return description.all_names(tensors, header, path)
     contents = pickled.read(path, ())
     if "" not in contents.weights:
-        contents.check_names()
+        contents.nothing()  # which tells what is refused
         raise SourceError(f"{path} holds no state dict, but a {type(contents.found).__name__}")
     return contents.state_dict("")
 

@@ -119,9 +119,12 @@ class Contents:
         names = ", ".join(self._foreign.names[:3])
         return [f"What it has of {names} was not opened; if that is the model, --trust its package"] if names else []
 
-    def check_names(self) -> None:
-        """`UntrustedFileError` where the file asks for a class that is not admitted; each is named."""
+    def nothing(self) -> SourceError:
+        """The error for a file in which nothing is to be taken; raised here where the whole of it would be refused."""
         trusting.safe_globals(self._foreign.names, str(self._path), self._trust)
+        with _refused(self._path, self._trust):
+            judged(self.found, self._trust)
+        return SourceError(_not_a_model(self._path, self.found))
 
     def model(self, key: str) -> nn.Module:
         """The model under this key, made real."""
@@ -153,8 +156,11 @@ def read(path: Path, trust: tuple[str, ...]) -> Contents:
     foreign = Foreign()
     pairs = trusting.safe_globals(names, str(path), trust, foreign)
     with _refused(path, trust):
-        foreign.filled = screen.instructions(pickled, names, trusting.restoring(pairs))
-        found = _unpickled(path, pairs, "cpu")
+        try:
+            foreign.filled = screen.instructions(pickled, names, trusting.restoring(pairs))
+            found = _unpickled(path, pairs, "cpu")
+        except (SourceError, pickle.UnpicklingError) as error:
+            raise (ForeignError(foreign.names) if foreign.names else error) from error
     return Contents(path, found, foreign, len(pickled), trust)
 
 
@@ -193,7 +199,8 @@ def _parts(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
 
 
 def _is_model(value: Any) -> bool:
-    return isinstance(value, nn.Module) or (isinstance(value, Blank) and issubclass(vars(value)["original"], nn.Module))
+    cls = vars(value)["original"] if isinstance(value, Blank) else type(value)
+    return isinstance(cls, type) and issubclass(cls, nn.Module)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -208,14 +215,15 @@ def _is_weights(value: Any) -> bool:
 
 
 def _named_tensors(model: Any, most: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """What the state dict of a model will have, read off a stand-in that is not judged."""
+    """What the state dict of a model will have, read off a stand-in that is not judged.
+
+    No more than `most` modules are looked at: one may be in so many others, or in itself, that it is refused when it is taken.
+    """
     queue, visited = [("", model)], 0
-    while queue:
+    while queue and visited < most:
         prefix, module = queue.pop()
         own = vars(module) if isinstance(module, nn.Module) else vars(module).get("state")
         visited += 1
-        if visited > most:
-            raise SourceError("its modules are in so many others that going through all would take far too long")
         groups = [_entries(own, place) for place in ("_parameters", "_buffers", "_modules")]
         unsaved = own.get("_non_persistent_buffers_set", ()) if type(own) is dict else ()
         for name, value in (*groups[0].items(), *groups[1].items()):
@@ -269,7 +277,7 @@ def _not_a_checkpoint(path: Path, error: Exception) -> str:
     return f"{path} is damaged, or uses a pickle form that is never loaded: {type(error).__name__}: {_cause(error)}"
 
 
-def not_a_model(path: Path, found: Any) -> str:
+def _not_a_model(path: Path, found: Any) -> str:
     """What to say of a file that holds `found`, which is neither a model nor weights, nor has any."""
     if isinstance(found, Mapping):
         return f"{path} is a dict of {', '.join(map(repr, list(found)[:6]))}, with neither a model nor weights in it"
