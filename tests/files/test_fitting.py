@@ -267,5 +267,5 @@ def test_a_file_with_weights_alone_says_how_to_name_the_model(trained: nn.Module
     assert "convert smp:unet" not in said
     assert "revert" not in said
     torch.save(upswap.patch(trained, image()).state_dict(), path)
-    with pytest.raises(SourceError, match=r"was patched by upswap: straight\.upsample(.|\n)*upswap revert"):
+    with pytest.raises(SourceError, match=r"upsamplers at straight\.upsample(.|\n)*upswap revert"):
         upswap.load(path)

@@ -290,7 +290,8 @@ def weights_alone(path: Path, weights: Mapping[str, Collection[str]], upsamplers
     of = f" under {key!r}" if key else ""
     said = f"{path} is a state dict{of} ({len(names)} tensors, the first is {next(iter(names))!r}): weights without a model."
     if upsamplers:
-        said += f" The model was patched by upswap: {', '.join(list(upsamplers)[:2])} and so on are upsamplers."
+        more = f" and {len(upsamplers) - 2} more" if len(upsamplers) > 2 else ""
+        said += f" The model was patched by upswap, with upsamplers at {', '.join(list(upsamplers)[:2])}{more}."
     command = f"upswap convert SOURCE --weights {shlex.quote(str(path))}"
     options = ", with the options it was patched with" if upsamplers else ""
     revert = f". The host's weights alone: upswap revert {shlex.quote(str(path))}" if upsamplers else ""
