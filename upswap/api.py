@@ -14,6 +14,7 @@ from torch import nn
 
 from .errors import InputError, UpswapWarning
 from .files import checkpoint
+from .files.finetuned import give_trained
 from .files.naming import converted_name
 from .files.open_source import open_source
 from .nn.configs import DySampleConfig, UpsamplerConfig, describe
@@ -23,7 +24,7 @@ from .shown import one_line, tag
 from .surgery import apply as rewrite
 from .surgery.checking.verification import Report, capture, compare
 from .surgery.operation import Operation
-from .surgery.options import make_options
+from .surgery.options import check_same_options, make_options
 from .surgery.planning import check_model, decide
 from .surgery.replay import check_plan
 
@@ -110,7 +111,8 @@ def patch(
 class Conversion:
     """What `convert` did: the patched model, its Plan, how it compared with the original, and where it was saved.
 
-    `parameters_added` counts what the upsamplers added; `path` is None where nothing was saved.
+    `parameters_added` counts what the upsamplers added; `path` is None where nothing was saved. `taken` says what was taken of
+    a checkpoint, None where it was all of a file or a spec. Weights of upsamplers are loaded after the comparison.
     """
 
     model: nn.Module
@@ -118,6 +120,7 @@ class Conversion:
     report: Report
     path: Path | None
     parameters_added: int
+    taken: str | None = None
 
     def __repr__(self) -> str:
         saved = "nothing saved" if self.path is None else f"saved as {one_line(self.path)}"
@@ -125,7 +128,8 @@ class Conversion:
 
     def __str__(self) -> str:
         saved = "nothing (dry run)" if self.path is None else one_line(self.path)
-        return f"{self.plan}\n\nparameters added  {self.parameters_added:,}\n{self.report}\nsaved  {saved}"
+        taken = "" if self.taken is None else f"{one_line(self.taken)}\n"
+        return f"{self.plan}\n\n{taken}parameters added  {self.parameters_added:,}\n{self.report}\nsaved  {saved}"
 
     def _repr_html_(self) -> str:
         """The Plan's table in a notebook, and what became of it."""
@@ -140,6 +144,7 @@ def convert(
     input_size: int | tuple[int, int] | None = None,
     trust: Iterable[str] = (),
     weights: str | Path | None = None,
+    key: str | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Callable[[str], AbstractContextManager[Any]] = nullcontext,
@@ -153,7 +158,10 @@ def convert(
         example_inputs: what `patch` takes; made for the model where it is left out.
         input_size: (height, width) in pixels of the example image that is made, or one number for both.
         trust: packages of your own that a file may use.
-        weights: a state-dict file to load into the source first.
+        weights: a file with the weights to load into the source first: a state dict, a model, or the checkpoint of a training
+            loop. Those of a patched model that was trained go into its upsamplers too.
+        key: what to take of a checkpoint in which several things could be meant, such as "ema": of `weights`, or else of
+            `source`.
         force: whether an output that exists may be replaced.
         dry_run: whether to save nothing.
         progress: called with the name of each step; the step runs inside the context that it gives.
@@ -161,7 +169,8 @@ def convert(
 
     Raises:
         SaveError: the output exists, or is the source, or cannot be written. What was there before still is.
-        SourceError, UntrustedFileError: the source cannot be opened.
+        SourceError, UntrustedFileError: the source cannot be opened, or the weights are of another model or another patch.
+        OptionError: the source is patched already, in another way than the options say.
         VerificationError: the patched model does not compute what the original did; nothing is saved.
         And what `patch` raises.
     """
@@ -173,7 +182,7 @@ def convert(
     if example_inputs is not None and input_size is not None:
         raise InputError("give example_inputs or input_size, not both")
     with progress("looking at the model"):
-        opened = open_source(source, trust=trust, weights=weights)
+        opened = open_source(source, trust=trust, weights=weights, key=key, patched=True)
         model = opened.model
         if input_size is not None:
             example_inputs = example_inputs_for(model, input_size)
@@ -181,6 +190,7 @@ def convert(
     with progress("swapping"):
         check_model(model)
         if rewrite.is_patched(model):
+            check_same_options(rewrite.plan_of(model), options, source)
             captured = capture(model, example_inputs)
             patch(model, example_inputs)  # which says that it is patched
         else:
@@ -192,11 +202,13 @@ def convert(
     with progress("verifying"):
         report = compare(captured, model)
     report.check(plan)
+    if opened.weights is not None and opened.weights.added:
+        opened = dataclasses.replace(opened, weights=give_trained(model, plan, opened.weights))
     path = None
     if not dry_run:
         with progress(f"saving {target}"):
             path = checkpoint.save(model, target, source=opened.spec or opened.path, force=force)
-    return Conversion(model, plan, report, path, _count(model) - before)
+    return Conversion(model, plan, report, path, _count(model) - before, opened.said)
 
 
 def inspect(model: nn.Module, example_inputs: Any = None, **options: Any) -> Plan:

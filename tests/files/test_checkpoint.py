@@ -205,7 +205,7 @@ def test_every_other_file_says_what_it_is(tmp_path: Path) -> None:
         file("bad.safetensors", b"\xff" * 64): "not a whole .safetensors",
         saved("state.pt", model.state_dict()): "state dict",
         saved("wrapped.pt", {"state_dict": model.state_dict(), "epoch": 3}): "state dict",
-        saved("training.pt", {"model": model, "epoch": 3}): "models under model",
+        saved("training.pt", {"model": model, "ema": unet(), "epoch": 3}): "--key ema",
         saved("tensor.pt", torch.zeros(3)): "holds a Tensor",
         saved("dict.pt", {"a": 1}): "'a'",
         scripted: "TorchScript",

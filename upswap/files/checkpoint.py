@@ -8,6 +8,7 @@ the content when it is read and by the suffix when it is written: a name without
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import warnings
@@ -15,19 +16,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..architectures.rebuild import rebuilds, stored_spec
 from ..architectures.spec import parse, path_of
-from ..errors import OptionError, SaveError, SourceError, UpswapWarning
+from ..errors import OptionError, PlanError, SaveError, SourceError, UpswapWarning
+from ..nn.recognition import upsamplers_in
 from ..shown import errors_shown
 from . import atomic
+from .fitting import Fit, choose, differences, several
 from .formats import description, folder
 from .formats import pt as pickled
 from .formats import safetensors as portable
 from .provenance import spec_of, why_not_built_by
 from .safety.time_limit import loading_within_bounds
-from .state_dict import assign, is_state_dict
+from .state_dict import assign
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
@@ -75,65 +79,263 @@ def check_target(path: str | Path, *, source: str | Path | None = None, force: b
 
 
 @errors_shown()
-def load(path: str | Path, model: nn.Module | None = None, *, trust: Iterable[str] = ()) -> nn.Module:
+def load(
+    path: str | Path, model: nn.Module | None = None, *, trust: Iterable[str] = (), key: str | None = None
+) -> nn.Module:
     """The model in a file or folder that `save` or `torch.save` wrote, on the CPU, without running code from it.
 
     It comes as it was saved, whatever the form: each module in its own mode (train or eval), each parameter requiring
     gradients or not, so that training can go on. Call `.eval()` on a model that was saved in training.
 
     Args:
-        path: a `.pt`, or a `.safetensors` or a folder, which are rebuilt from what they say of the original.
+        path: a `.pt`, or a `.safetensors` or a folder, which are rebuilt from what they say of the original. Of the checkpoint
+            of a training loop, the model that it holds.
         model: the original architecture, where a `.safetensors` or a folder does not say how it is built. It is patched in
-            place, and given the file's weights, modes and whatever else the file has.
+            place, and given the file's weights, modes and whatever else the file has. Where the file has weights alone,
+            the model that they are of, patched if it was; it is given them.
         trust: packages of your own: their classes a `.pt` may use, their factories a `python:` spec in a header may call.
+        key: what to take of a checkpoint in which several things could be meant, such as `"ema"`.
 
     Raises:
-        SourceError: no such file, or not one that holds a model; the message says what it is instead.
+        SourceError: no such file, or not one that holds a model; the message says what it is instead. Or several models,
+            and it lists their keys.
         UntrustedFileError: the file needs code outside the allow-list.
         PlanError: the file's Plan does not fit the model; each site that does not is named.
     """
+    return load_source(path, model, trust=trust, key=key)[0]
+
+
+def load_source(
+    path: str | Path, model: nn.Module | None = None, *, trust: Iterable[str] = (), key: str | None = None
+) -> tuple[nn.Module, str | None]:
+    """What `load` gives, and what was taken of the file; None where that is all of it."""
     path = Path(path)
     trust = (trust,) if isinstance(trust, str) else tuple(trust)
     if not os.path.isdir(path):
         _check_readable(path)
     # The user's own model and packages may take their time.
     with loading_within_bounds(path) if model is None and not trust else contextlib.nullcontext():
-        return _load(path, model, trust)
+        return _load(path, model, trust, key)
 
 
-def _load(path: Path, model: nn.Module | None, trust: tuple[str, ...]) -> nn.Module:
+def _load(path: Path, model: nn.Module | None, trust: tuple[str, ...], key: str | None) -> tuple[nn.Module, str | None]:
     if os.path.isdir(path):
-        return folder.load(path, model, trust)
+        _check_no_key(path, key)
+        return folder.load(path, model, trust), None
     if portable.looks_like_one(path):
-        return portable.load(path, model, trust)
+        tensors, header = portable.read(path)
+        if header:
+            _check_no_key(path, key)
+            return portable.built(tensors, header, path, model, trust), None
+        if model is None:
+            raise SourceError(_weights_alone(path, {"": tensors}))
+        return _with_weights(model, path, trust, key)
+    contents = pickled.read(path, trust)
     if model is not None:
-        raise OptionError(f"{path} holds a whole model; model= is for .safetensors files and folders")
-    found = pickled.read(path, trust)
-    if isinstance(found, nn.Module):
-        return found
-    raise SourceError(pickled.not_a_model(path, found))
+        if contents.is_model(""):
+            raise OptionError(f"{path} holds a whole model; model= is for files of weights and for folders")
+        return _with_weights(model, path, trust, key)
+    return _whole_model(contents, path, key)
 
 
-@errors_shown()
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a state-dict file (`.pt` of tensors, or any `.safetensors`) into `model`, strictly.
+def _whole_model(contents: pickled.Contents, path: Path, key: str | None) -> tuple[nn.Module, str | None]:
+    """The model of a `.pt`, the one under `key` where that is given."""
+    models = contents.models
+    # What has no weights is no model, but a loss.
+    meant = [key] if key is not None else [name for name, count in models.items() if count] or list(models)
+    if not meant or meant[0] not in models:
+        if key is None and contents.weights:
+            raise SourceError(_weights_alone(path, contents.weights), *contents.odd_names())
+        nothing = contents.nothing()
+        if key is not None:
+            has = "is one itself" if "" in models else f"has {_keys(models)}"
+            raise SourceError(f"{path} has no model under {key!r}; it {has}")
+        raise nothing
+    if len(meant) > 1:
+        raise several(path, {name: models[name] for name in meant}, "models")
+    taken = f"model of {meant[0]!r}, {models[meant[0]]} tensors" if meant[0] else None
+    return contents.model(meant[0]), taken
+
+
+def _weights_alone(path: Path, weights: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
+    added = next((found for tensors in weights.values() if (found := upsamplers_in(tensors))), [])
+    return pickled.weights_alone(path, weights, added)
+
+
+def _keys(found: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in found if name) or "none"
+
+
+def _check_no_key(path: Path, key: str | None) -> None:
+    if key is not None:
+        raise OptionError(f"{path} is one model, in which there is nothing to choose; leave out --key (key=)")
+
+
+def _with_weights(
+    model: nn.Module, path: Path, trust: tuple[str, ...], key: str | None
+) -> tuple[nn.Module, str | None]:
+    weights = weights_for(model, path, trust=trust, key=key)
+    if weights.added:
+        raise SourceError(
+            f"{path} does not hold the weights of this {type(model).__name__}: {weights.unexpected}. If it was patched, patch "
+            "this one alike before: upswap.patch(model), with the options it was patched with"
+        )
+    assign(model, weights.tensors, path)
+    return model, weights.taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights of a model in a file, by the model's names.
+
+    `added` are those among them of which the model knows nothing, as it does of an upsampler. `taken` says where in the file
+    they were.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    added: tuple[str, ...]
+    path: Path
+    taken: str
+
+    @property
+    def host(self) -> dict[str, torch.Tensor]:
+        """Those that the model knows."""
+        return {name: tensor for name, tensor in self.tensors.items() if name not in self.added}
+
+    @property
+    def upsamplers(self) -> tuple[str, ...]:
+        """The paths of upsamplers that, by their keys, those in `added` are of; none where they are of something else too."""
+        found = upsamplers_in({name: self.tensors[name] for name in self.added})
+        return tuple(found) if all(name.startswith(tuple(f"{path}." for path in found)) for name in self.added) else ()
+
+    @property
+    def added_parameters(self) -> int:
+        """How many numbers are in those in `added`."""
+        return sum(self.tensors[name].numel() for name in self.added)
+
+    @property
+    def unexpected(self) -> str:
+        """What a message says of those in `added`."""
+        return differences({}, {name: self.tensors[name] for name in self.added})
+
+
+def weights_for(model: nn.Module, path: str | Path, *, trust: Iterable[str] = (), key: str | None = None) -> Weights:
+    """The weights of `model` in a file: a state dict, a model of the same keys, or the checkpoint of a training loop.
 
     Raises:
-        SourceError: the file holds no weights, or they are not those of this model; the keys that differ are named.
+        SourceError: the file holds no weights, or they are not those of this model; the keys that differ are named. Or
+            several could be meant, and their keys are listed.
     """
     path = Path(path)
+    trust = (trust,) if isinstance(trust, str) else tuple(trust)
     _check_readable(path)
+    own, kind = model.state_dict(), type(model).__name__
     if portable.looks_like_one(path):
         tensors, header = portable.read(path)
         tensors = description.all_names(tensors, header, path)
+        way = choose({"": tensors}, own, key, path, kind)
+        return _taken(way, tensors, path, "state_dict")
+    with loading_within_bounds(path) if not trust else contextlib.nullcontext():
+        contents = pickled.read(path, trust)
+        weights = contents.weights
+        if not weights:
+            raise contents.nothing()
+        way = choose(weights, own, key, path, kind)
+        is_model = contents.is_model(way.key)
+        return _taken(way, contents.state_dict(way.key), path, "model" if is_model else "state_dict")
+
+
+def _taken(way: Fit, tensors: Mapping[str, torch.Tensor], path: Path, what: str) -> Weights:
+    names = {name: old for name, old in way.names.items() if old in tensors}
+    parts = [f"{what} of {way.key!r}" if way.key else what]
+    parts += [f"prefix {prefix!r} removed" for prefix in way.removed]
+    parts.append(f"{len(names)} tensors")
+    if way.outside:
+        more = f" and {len(way.outside) - 3} more" if len(way.outside) > 3 else ""
+        parts.append(f"left out {', '.join(way.outside[:3])}{more}")
+    return Weights({name: tensors[old] for name, old in names.items()}, way.added, path, ", ".join(parts))
+
+
+def load_weights(
+    model: nn.Module, path: str | Path, *, trust: Iterable[str] = (), key: str | None = None, patched: bool = False
+) -> Weights:
+    """Load the weights in a file into `model`; those of upsamplers that it does not have are left out, and that is said.
+
+    With `patched`, the caller deals with all that the model does not know.
+
+    Raises:
+        SourceError: as `weights_for`.
+    """
+    weights = weights_for(model, path, trust=trust, key=key)
+    upsamplers = weights.upsamplers
+    if weights.added and not patched:
+        if not upsamplers:
+            raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {weights.unexpected}")
+        left = f"left out {len(weights.added)} tensors of {len(upsamplers)} upsamplers"
+        weights = dataclasses.replace(weights, taken=f"{weights.taken}, {left}")
+    assign(model, weights.host, weights.path)
+    return weights
+
+
+def patched_weights(path: str | Path, *, trust: Iterable[str] = (), key: str | None = None) -> Weights | None:
+    """The weights in a file that has a patched model's weights alone, with those of upsamplers as `added`, all by the names in
+    the file. None where the file has a model, or nothing of the kind.
+
+    Raises:
+        PlanError: there are no upsamplers among the weights.
+        SourceError: several could be meant, and their keys are listed.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        return None
+    _check_readable(path)
+    if portable.looks_like_one(path):
+        tensors, header = portable.read(path)
+        return None if header else _without_upsamplers("", tensors, path)
+    trust = (trust,) if isinstance(trust, str) else tuple(trust)
+    with loading_within_bounds(path) if not trust else contextlib.nullcontext():
+        contents = pickled.read(path, trust)
+        weights = contents.weights
+        if contents.models or not weights:
+            return None
+        patched = {name: len(found) for name, found in weights.items() if upsamplers_in(found)}
+        if key is not None:
+            if key not in weights:
+                raise SourceError(f"{path} has no weights under {key!r}; it has {_keys(weights)}")
+            patched = {key: 0}
+        if len(patched) > 1:
+            raise several(path, patched, "weights")
+        meant = next(iter(patched), next(iter(weights)))
+        return _without_upsamplers(meant, contents.state_dict(meant), path)
+
+
+def _without_upsamplers(key: str, tensors: Mapping[str, torch.Tensor], path: Path) -> Weights:
+    found = upsamplers_in(tensors)
+    if not found:
+        raise PlanError(f"{path} holds weights without upsamplers: there is nothing to take out")
+    below = tuple(f"{upsampler}." for upsampler in found)
+    added = tuple(name for name in tensors if name.startswith(below))
+    of = f"state_dict of {key!r}" if key else "state_dict"
+    left = f"{len(tensors) - len(added)} tensors, left out {len(added)} of {', '.join(found[:3])}"
+    return Weights(tensors, added, path, f"{of}, {left}{' and so on' if len(found) > 3 else ''}")
+
+
+def save_weights(
+    tensors: Mapping[str, torch.Tensor], path: str | Path, *, source: str | Path | None = None, force: bool = False
+) -> Path:
+    """Write a state dict to a `.pt` or `.safetensors`; raises as `save`."""
+    path = Path(path)
+    check_target(path, source=source, force=force)
+    if path.suffix == ".safetensors":
+        apart = {name: tensor.clone() for name, tensor in tensors.items()}  # the format has no shared memory
+        atomic.write(path, lambda file: portable.write(apart, {"format": "pt"}, file), force=force)
+    elif _is_folder(path):
+        raise SaveError(
+            f"{path}: weights without a model go to a .pt or .safetensors; --original SOURCE makes it a model"
+        )
     else:
-        with loading_within_bounds(path):
-            found = pickled.read(path, ())
-        found = found.get("state_dict", found) if isinstance(found, Mapping) else found
-        if not is_state_dict(found):
-            raise SourceError(f"{path} holds no state dict, but a {type(found).__name__}")
-        tensors = dict(found)
-    assign(model, tensors, path)
+        atomic.write(path, lambda file: pickled.write(dict(tensors), file), force=force)
+    return path
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

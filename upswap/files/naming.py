@@ -23,8 +23,7 @@ def converted_name(source: str) -> Path:
     path = _named(Path(source if spec is None else spec.name))
     if spec is not None or os.path.isdir(path):
         return path.with_name(f"{path.name}-upswap")
-    suffix = path.suffix if path.suffix in (".pt", ".pth", ".safetensors") else ".pt"
-    return path.with_name(f"{path.stem}.upswap{suffix}")
+    return path.with_name(f"{path.stem}.upswap{_suffix(path)}")
 
 
 def reverted_name(patched: Path) -> Path:
@@ -32,11 +31,18 @@ def reverted_name(patched: Path) -> Path:
 
     >>> reverted_name(Path("a/unet.upswap.pt")).as_posix(), reverted_name(Path("a/folder")).as_posix()
     ('a/unet.reverted.pt', 'a/folder-reverted')
+    >>> reverted_name(Path("last.ckpt")).as_posix()
+    'last.reverted.pt'
     """
     patched = _named(patched)
     if os.path.isdir(patched) or not patched.suffix:
         return patched.with_name(f"{patched.name}-reverted")
-    return patched.with_name(f"{patched.stem.removesuffix('.upswap')}.reverted{patched.suffix}")
+    return patched.with_name(f"{patched.stem.removesuffix('.upswap')}.reverted{_suffix(patched)}")
+
+
+def _suffix(path: Path) -> str:
+    """The suffix of the same form of file; training loops have others (`last.ckpt`)."""
+    return path.suffix if path.suffix in (".pt", ".pth", ".safetensors") else ".pt"
 
 
 def _named(path: Path) -> Path:

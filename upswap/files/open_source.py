@@ -10,7 +10,7 @@ from torch import nn
 
 from ..architectures.libraries import build
 from ..architectures.spec import parse
-from ..errors import SourceError
+from ..errors import OptionError, SourceError
 from ..shown import errors_shown
 from . import checkpoint
 from .formats import folder as own_folder
@@ -20,24 +20,54 @@ from .safety.judgement import check_parts
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model and where it came from: the spec that built it, or the file or folder it was read from."""
+    """A model and where it came from: the spec that built it, or the file or folder it was read from.
+
+    `taken` says what of that file, where it is not all of it. `weights` are those of the file with weights.
+    """
 
     model: nn.Module
     spec: str | None
     path: Path | None
+    taken: str | None = None
+    weights: checkpoint.Weights | None = None
+
+    @property
+    def said(self) -> str | None:
+        """What was taken of which file, None where it was all of one."""
+        parts = [f"source: {self.taken}"] if self.taken is not None else []
+        parts += [f"weights: {self.weights.taken}"] if self.weights is not None else []
+        return "; ".join(parts) or None
 
 
 @errors_shown()
-def open_source(text: str, *, trust: Iterable[str] = (), weights: str | Path | None = None) -> Source:
-    """The model that a path or a spec leads to, with the weights of a state-dict file where one is given.
+def open_source(
+    text: str,
+    *,
+    trust: Iterable[str] = (),
+    weights: str | Path | None = None,
+    key: str | None = None,
+    patched: bool = False,
+) -> Source:
+    """The model that a path or a spec leads to, with the weights of a file where one is given.
+
+    Args:
+        text: the path or spec.
+        trust: packages whose code the files may use.
+        weights: a file with the weights to load into it.
+        key: what to take of a checkpoint where several things could be meant: in `weights`, or else in the file `text`.
+        patched: whether the caller deals with the weights of upsamplers; they are left out otherwise.
 
     Raises:
         SourceError: there is no such file, package, architecture or option; near names are listed.
         UntrustedFileError: the file needs code outside the allow-list.
     """
     spec = parse(text)
+    trust = (trust,) if isinstance(trust, str) else tuple(trust)
     if spec is None:
-        source = Source(checkpoint.load(text, trust=trust), None, Path(text))
+        model, taken = checkpoint.load_source(text, trust=trust, key=key if weights is None else None)
+        source = Source(model, None, Path(text), taken)
+    elif key is not None and weights is None:
+        raise OptionError(f"--key (key=) chooses in a file of a training loop, and {spec} is none; leave it out")
     elif spec.scheme == "hf":
         if spec.options:
             raise SourceError(f"{spec}: a folder takes no options; they are in its config.json")
@@ -46,6 +76,7 @@ def open_source(text: str, *, trust: Iterable[str] = (), weights: str | Path | N
         source = Source(check_parts(hub.open_folder(folder), str(folder)), str(spec), folder)
     else:
         source = Source(build(spec), str(spec), None)
-    if weights is not None:
-        checkpoint.load_weights(source.model, weights)
-    return source
+    if weights is None:
+        return source
+    loaded = checkpoint.load_weights(source.model, weights, trust=trust, key=key, patched=patched)
+    return dataclasses.replace(source, weights=loaded)

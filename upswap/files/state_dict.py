@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import SaveError, SourceError
+from ..shown import one_line
+from .fitting import differences
 
 
 def separated(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -62,30 +64,15 @@ def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, *,
     Raises:
         SourceError: keys or shapes are not those of the model; some of each are named. The model is as it was.
     """
-    own = model.state_dict()
-    problems = [f"missing: {name}" for name in own if name not in tensors]
-    problems += [f"unexpected: {name}" for name in tensors if name not in own]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)} in the file and {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
+    problems = differences(model.state_dict(), tensors)
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise SourceError(
-            f"{path} does not hold the weights of this {type(model).__name__}: {'; '.join(problems[:5])}{more}"
-        )
+        raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {problems}")
     if keep_dtype:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in tensors and tensors[name].dtype != tensor.dtype:
                 tensor.data = tensor.data.to(tensors[name].dtype)
-    model.load_state_dict(tensors, strict=True)
-
-
-def is_state_dict(value: Any) -> bool:
-    """Whether a value is a mapping of tensors, and not an empty one."""
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
-    )
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:  # what a layer says of its own, as an upsampler of its base grid
+        cause = one_line(str(error).strip().splitlines()[-1].strip(), 500)
+        raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {cause}") from error

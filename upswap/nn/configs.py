@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self, get_args
 
 from ..errors import OptionError
 from ..plan.site import Site
+
+#: The shapes of a module's tensors, by their names in its state dict.
+Shapes = Mapping[str, tuple[int, ...]]
 
 #: How DySample predicts offsets, and what it starts from.
 Style = Literal["lp", "pl"]
@@ -47,6 +51,16 @@ class UpsamplerConfig:
         With `strict`, what would have to be changed is an `OptionError`.
         """
         return self, ()
+
+    @classmethod
+    def is_of(cls, shapes: Shapes) -> bool:
+        """Whether tensors of these names and shapes are those of such an upsampler."""
+        return False
+
+    @classmethod
+    def candidates(cls, shapes: Shapes) -> Iterator[dict[str, Any]]:
+        """Options that an upsampler may have whose tensors have these shapes. Each of them is tried."""
+        yield dataclasses.asdict(cls())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +116,24 @@ class DySampleConfig(UpsamplerConfig):
             notes.append(f"groups {groups}, the largest divisor of {site.channels} channels up to {wanted}")
         return dataclasses.replace(self, style=style, groups=groups), tuple(notes)
 
+    @classmethod
+    def is_of(cls, shapes: Shapes) -> bool:
+        """As the base class; the offset is a 1x1 convolution to pairs of numbers."""
+        weight = shapes.get("offset.weight", ())
+        pairs = len(weight) == 4 and weight[0] % 2 == 0 and weight[2:] == (1, 1)
+        names = {"offset.weight", "offset.bias", "scope.weight", "scope.bias", "init_pos"}
+        return pairs and shapes.get("offset.bias") == weight[:1] and shapes.keys() <= names
+
+    @classmethod
+    def candidates(cls, shapes: Shapes) -> Iterator[dict[str, Any]]:
+        """As the base class; the groups divide the pairs that the offset has."""
+        pairs = {shape[0] // 2 for name, shape in shapes.items() if name.endswith("offset.weight")}
+        groups = {count for most in pairs for count in range(1, most + 1) if most % count == 0}
+        scoped = any("scope." in name for name in shapes)
+        for cascade, init, style in itertools.product((False, True), get_args(Init), get_args(Style)):
+            for count in (None, *sorted(groups)):
+                yield dataclasses.asdict(cls(style, count, scoped, init, cascade))
+
 
 @dataclasses.dataclass(frozen=True)
 class CARAFEConfig(UpsamplerConfig):
@@ -113,6 +145,20 @@ class CARAFEConfig(UpsamplerConfig):
     )
     compressed_channels: int = dataclasses.field(default=64, metadata=means("channels that kernels are predicted from"))
     cascade: bool = dataclasses.field(default=False, metadata=means("make x4 and x8 chains of x2"))
+
+    @classmethod
+    def is_of(cls, shapes: Shapes) -> bool:
+        """As the base class."""
+        parts = ("channel_compressor", "content_encoder")
+        return shapes.keys() == {f"{part}.{name}" for part in parts for name in ("weight", "bias")}
+
+    @classmethod
+    def candidates(cls, shapes: Shapes) -> Iterator[dict[str, Any]]:
+        """As the base class; the encoder's output has the window's pixels, for each cell of the ratio."""
+        for shape in (shape for name, shape in shapes.items() if name.endswith("content_encoder.weight")):
+            for side, cascade in itertools.product(range(1, math.isqrt(shape[0]) + 1, 2), (False, True)):
+                if shape[0] % side**2 == 0:
+                    yield dataclasses.asdict(cls(side, shape[2], shape[1], cascade))
 
 
 def nominal_scale(site: Site) -> tuple[float, float]:

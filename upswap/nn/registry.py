@@ -84,6 +84,11 @@ def upsampler_names() -> list[str]:
     return sorted({*_FACTORIES, *OWN, *importlib.metadata.entry_points(group=ENTRY_POINTS).names})
 
 
+def imported_names() -> list[str]:
+    """The names of upswap's own upsamplers and of those that have been registered; no package is asked for others."""
+    return list(dict.fromkeys((*OWN, *_FACTORIES)))
+
+
 def is_own(name: str) -> bool:
     """Whether the upsampler of that name is one of upswap's own."""
     return name in OWN
@@ -96,7 +101,7 @@ def config_class(name: str) -> type[UpsamplerConfig]:
 
 def name_of(config: UpsamplerConfig) -> str:
     """The name of the upsampler whose options these are; `OptionError` where none is registered with them."""
-    for name in [*_FACTORIES, *OWN]:
+    for name in imported_names():
         if config_class(name) is type(config) is not UpsamplerConfig:
             return name
     raise OptionError(f"no upsampler is registered with options of the class {type(config).__qualname__}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import OptionError
 from ..nn.configs import UpsamplerConfig
 from ..nn.registry import make_config, name_of
-from ..plan.plan import Options, Override
+from ..plan.plan import Options, Override, Plan
 
 #: The options of a Plan that are no upsampler's.
 _SHARED = tuple(
@@ -50,6 +51,40 @@ def make_options(
         changes.append(Override(sites, dict(options)))
     shared |= {key: _several(shared[key]) for key in ("kinds", "include", "exclude") if key in shared}
     return Options(upsampler=name, config=config, overrides=tuple(changes), **shared)
+
+
+def check_same_options(plan: Plan, given: Mapping[str, Any], path: str) -> None:
+    """`OptionError` where a model in `path`, which is patched as `plan` says, would be patched otherwise with the options given.
+
+    What is not given may be as it is.
+    """
+    asked, has = make_options(**given), plan.options
+    differ: list[str] = []
+    for name in given:
+        if name == "upsampler":
+            wanted: Any = asked.upsampler
+            there: Any = has.upsampler
+        elif name in asked.config:
+            wanted, there = asked.config[name], has.config.get(name)
+            made = {site.settings.get(name) for site in plan.swapped}
+            there = wanted if made == {wanted} else there  # 4 groups are 4, asked for or not
+        else:
+            wanted, there = getattr(asked, name), getattr(has, name)
+        if wanted != there:
+            differ.append(f"{name} is {_shown(there)} there, not {_shown(wanted)}")
+    if differ:
+        raise OptionError(
+            f"{path} is patched already, in another way: {'; '.join(differ)}. Leave the options out; or take the upsamplers out "
+            f"and convert what that writes: upswap revert {shlex.quote(path)}"
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_shown, value)) or "not given"
+    if isinstance(value, Override):
+        return f"{value.sites} {dict(value.options)}"
+    return "not given" if value is None else str(value)
 
 
 def _several(value: str | Iterable[str] | None) -> tuple[str, ...]:

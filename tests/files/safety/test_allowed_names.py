@@ -93,7 +93,10 @@ def attacks(mark: Path) -> dict[str, tuple[Any, str]]:
             "storage",
         ),
         "a call of a result": (Call(Call(Global("collections", "OrderedDict")), 1), "not a name"),
-        "a partial without a call": (Call(Global("functools", "partial"), Global("os", "system"), command), "os.system"),
+        "a partial without a call": (
+            Call(Global("functools", "partial"), Global("os", "system"), command),
+            "os.system",
+        ),
         "a letter of another alphabet": (New(Global("torch.nn.modules.line\u0430r", "Linear"), state={}), "not a name"),
         "a class that only looks like one": (
             New(Global("torch.nn.modules.linear.Linear", "Linear"), state={}),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import common_options, open_model, patch_flags, patch_options
+from .options import common_options, open_model, patch_flags, patch_options, weights_options
 from .tables import note, progress, say_json, stdout
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ _FOR_BOTH = [
 
 _FOR_MODELS = [
     click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="Images at a time."),
-    click.option("--weights", metavar="FILE", help="A state dict to load into SOURCE first."),
+    weights_options(),
 ]
 
 _UPSAMPLERS_ONLY = {"shapes", "sweep", "scale", "only", "plot", "plot_against"}

@@ -39,15 +39,17 @@ def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> N
         input_size=options["input_size"],
         trust=options["trust"],
         weights=options["weights"],
+        key=options["key"],
         force=force,
         dry_run=dry_run,
         progress=progress,
-        **patch_options(options),
+        **patch_options(options, given_only=True),
     )
     plan, report = done.plan, done.report
     result = {
         "source": options["source"],
         "model": plan.model_class,
+        "taken": done.taken,
         "saved": None if done.path is None else str(done.path),
         "parameters": _count(done.model) - done.parameters_added,
         "parameters_added": done.parameters_added,
@@ -74,7 +76,10 @@ def _print(result: Mapping[str, Any], plan: Plan) -> None:
     console.print(sites_table(plan.sites, console.width))
     added, before = result["parameters_added"], result["parameters"]
     share = f" ({added / before:+.2%} of {before:,})" if before else ""
-    console.print(f"\nparameters added   {added:,}{share}")
+    console.print()
+    if result["taken"] is not None:
+        console.print(f"taken              {result['taken']}", soft_wrap=True)
+    console.print(f"parameters added   {added:,}{share}")
     difference = f"{result['max_rel_diff']:.1e} of the largest output, at inputs {'; '.join(result['verified_at'])}"
     why = "" if is_exact(plan) else f" ({plan.options.upsampler} with these options is not exact at step 0)"
     console.print(f"step-0 difference  {difference}{why}")

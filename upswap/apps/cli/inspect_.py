@@ -24,7 +24,7 @@ def inspect(**options: Any) -> None:
 
     with progress("looking at the model"):
         source, example_inputs = open_model(options)
-        plan = api.inspect(source.model, example_inputs, **patch_options(options))
+        plan = api.inspect(source.model, example_inputs, **patch_options(options, given_only=True))
     if options["as_json"]:
         say_json(plan.to_dict())
         return

@@ -12,6 +12,7 @@ import click
 from ...errors import OptionError
 from ...nn.configs import DySampleConfig, UpsamplerConfig, option_types, value_from_text
 from ...plan.site import KINDS
+from .tables import note
 
 if TYPE_CHECKING:
     from ...files.open_source import Source
@@ -21,8 +22,15 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 #: The upsampler whose options are flags of their own; those of any other are given by `--set`.
 DEFAULT = DySampleConfig
 
-#: What `upswap.patch` takes under the same names, whatever the upsampler.
-_SHARED = ("upsampler", "strict", "kinds", "include", "exclude", "share_layers")
+#: What `upswap.patch` takes under the same names, whatever the upsampler, and what it takes for each that is not given.
+_SHARED: dict[str, Any] = {
+    "upsampler": "dysample",
+    "strict": False,
+    "kinds": ("feature",),
+    "include": (),
+    "exclude": (),
+    "share_layers": False,
+}
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -82,10 +90,8 @@ _SET = _set_option("--set")
 _PATCH = [
     click.option(
         "--upsampler",
-        default="dysample",
-        show_default=True,
         metavar="NAME",
-        help="dysample, carafe (not exact at step 0), or an installed package's.",
+        help="dysample, carafe (not exact at step 0), or an installed package's.  [default: dysample]",
     ),
     *_flags(DEFAULT),
     _SET,
@@ -115,12 +121,26 @@ _PATCH = [
 ]
 
 _SOURCE = click.argument("source", metavar="SOURCE")
-_WEIGHTS = click.option("--weights", metavar="FILE", help="A state dict to load into SOURCE first.")
+
+
+def weights_options(source: str = "SOURCE") -> Callable[[_Command], _Command]:
+    """The options that say which weights go into a source, and what of a checkpoint is meant."""
+    options = [
+        click.option(
+            "--weights", metavar="FILE", help=f"Weights for {source}: a state dict, a model, a checkpoint of training."
+        ),
+        click.option(
+            "--key",
+            metavar="KEY",
+            help=f"What to take of a checkpoint (FILE, else {source}): ema.  [default: what fits]",
+        ),
+    ]
+    return lambda command: _with(command, options)
 
 
 def model_options(command: _Command) -> _Command:
     """SOURCE and the options every command that plans a swap takes."""
-    return _with(command, [_SOURCE, *_PATCH, _WEIGHTS, *_COMMON])
+    return _with(command, [_SOURCE, *_PATCH, weights_options(), *_COMMON])
 
 
 def common_options(command: _Command) -> _Command:
@@ -142,23 +162,24 @@ def _with(command: _Command, options: Sequence[Callable[[_Command], _Command]]) 
     return command
 
 
-def patch_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `upswap.patch` among the options of a command.
+def patch_options(options: dict[str, Any], *, given_only: bool = False) -> dict[str, Any]:
+    """The keyword arguments of `upswap.patch` among the options of a command, or those that were given.
 
     Raises `OptionError` for a `--set` or `--override` that the upsampler has no such option for.
     """
-    chosen = {name: options[name] for name in _SHARED}
+    chosen = {name: options[name] for name in _SHARED if options[name] not in (None, False, ())}
+    upsampler = chosen.get("upsampler", _SHARED["upsampler"])
     flags = {field.name: options[field.name] for field in dataclasses.fields(DEFAULT)}
     given = {name: value for name, value in flags.items() if value is not None}
     if options["settings"]:
-        given |= _values(options["upsampler"], "--set", options["settings"])
+        given |= _values(upsampler, "--set", options["settings"])
     overrides: dict[str, dict[str, Any]] = {}
     for site, text in options["overrides"]:
-        values = _values(options["upsampler"], f"--override {site}", text.split(","))
+        values = _values(upsampler, f"--override {site}", text.split(","))
         overrides[site] = {**overrides.get(site, {}), **values}
     return {
+        **({} if given_only else _SHARED),
         **chosen,
-        "kinds": chosen["kinds"] or ("feature",),
         **({"overrides": overrides} if overrides else {}),
         **given,
     }
@@ -184,7 +205,13 @@ def open_model(options: dict[str, Any]) -> tuple[Source, Any]:
     """The source on the command line, and example inputs of the size asked for; None where they are found by trying."""
     from ...files.open_source import open_source
     from ...probe.inputs.infer import example_inputs_for
+    from ...surgery.apply import is_patched, plan_of
+    from ...surgery.options import check_same_options
 
-    source = open_source(options["source"], trust=options["trust"], weights=options["weights"])
+    source = open_source(options["source"], trust=options["trust"], weights=options["weights"], key=options["key"])
+    if is_patched(source.model):
+        check_same_options(plan_of(source.model), patch_options(options, given_only=True), options["source"])
+    if source.said is not None:
+        note(source.said)
     size = options["input_size"]
     return source, None if size is None else example_inputs_for(source.model, size)

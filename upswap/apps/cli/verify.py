@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import SIZE, common_options
-from .tables import progress, say_json, stdout
+from .options import SIZE, common_options, weights_options
+from .tables import note, progress, say_json, stdout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 @click.option(
     "--input-size", "sizes", type=SIZE, multiple=True, help="Size of the image. Repeatable.  [default: two that run]"
 )
-@click.option("--weights", metavar="FILE", help="A state dict to load into ORIGINAL first.")
+@weights_options("ORIGINAL")
 @common_options
 def verify(
     original: str,
     patched: str,
     sizes: tuple[tuple[int, int], ...],
     weights: str | None,
+    key: str | None,
     trust: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -45,8 +46,11 @@ def verify(
     from ...surgery.checking.verification import verify as compare
 
     with progress("loading"):
-        first = open_source(original, trust=trust, weights=weights).model.eval()
+        opened = open_source(original, trust=trust, weights=weights, key=key)
+        first = opened.model.eval()
         second = _open_patched(patched, first, trust).eval()
+    if opened.said is not None:
+        note(opened.said)
     with progress("running both"):
         report = compare(first, second, sizes=list(sizes) or None)
     difference = None

@@ -24,7 +24,7 @@ from ...architectures.spec import Spec
 from ...errors import SourceError, UntrustedFileError, UpswapWarning
 from ..safety.memory_limit import Budget
 from ..safety.time_limit import loading_within_bounds
-from ..state_dict import assign, is_state_dict
+from ..state_dict import assign
 from . import description
 from . import pt as pickled
 from . import safetensors as portable
@@ -107,10 +107,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         tensors, header = portable.read(path)
         return description.all_names(tensors, header, path)
-    found = pickled.read(path, ())
-    if not is_state_dict(found):
-        raise SourceError(f"{path} holds no state dict, but a {type(found).__name__}")
-    return dict(found)
+    contents = pickled.read(path, ())
+    if "" not in contents.weights:
+        contents.nothing()  # which tells what is refused
+        raise SourceError(f"{path} holds no state dict, but a {type(contents.found).__name__}")
+    return contents.state_dict("")
 
 
 def has_config(folder: Path) -> bool:

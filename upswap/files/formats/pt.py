@@ -5,12 +5,15 @@ Where a file is something else, the message says what.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
+import shlex
 import threading
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +26,7 @@ from ...surgery import apply as rewrite
 from ..safety import allowed_names as trusting
 from ..safety import pickle_scan as screen
 from ..safety.judgement import judged, made_real
-from ..safety.stand_ins import SafeGlobal
-from ..state_dict import is_state_dict
+from ..safety.stand_ins import Blank, Foreign, ForeignError, SafeGlobal
 from .attributes import held_by
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 _LOADING = threading.Lock()
 
 
-def write(model: nn.Module, path: Path) -> None:
-    """Write the file; `SaveError` for a model that cannot be pickled."""
+def write(model: nn.Module | dict[str, torch.Tensor], path: Path) -> None:
+    """Write a model or weights; `SaveError` for a model that cannot be pickled."""
     # To an open file: given a path, torch.save names the records inside after the (temporary) file.
     with _Writer(io.FileIO(path, "w")) as file:
         _pickle(model, file)
@@ -56,15 +58,14 @@ class _Writer(io.BufferedWriter):
             raise
 
 
-def _pickle(model: nn.Module, writer: _Writer) -> None:
+def _pickle(model: nn.Module | dict[str, torch.Tensor], writer: _Writer) -> None:
     try:
         torch.save(model, writer)
     except Exception as error:  # pickling runs the __reduce__ of any object the model holds
         if writer.error is not None:
             raise writer.error from None
-        unpicklable = [
-            place for place, value in held_by(model) if not (isinstance(value, nn.Module) or _is_picklable(value))
-        ]
+        held = held_by(model) if isinstance(model, nn.Module) else ()
+        unpicklable = [place for place, value in held if not (isinstance(value, nn.Module) or _is_picklable(value))]
         place = max(unpicklable, key=len, default="")  # a container fails with what is in it
         raise SaveError(
             f"{type(model).__name__} cannot be pickled{f', because of {place}' if place else ''}: {error}. {_OTHER_FORM}"
@@ -129,26 +130,99 @@ def _names_of(value: Any) -> list[str]:
     ]
 
 
-def read(path: Path, trust: tuple[str, ...]) -> Any:
-    """What the file holds, a model or anything else, made without running anything from it."""
+class Contents:
+    """What a `.pt` holds: a model, weights, or a dict of a training loop with some of either under its keys.
+
+    All in it are stand-ins until a part is taken: that is judged and made real, and the rest is let go.
+    """
+
+    def __init__(self, path: Path, found: Any, foreign: Foreign, length: int, trust: tuple[str, ...]) -> None:
+        self.found = found
+        self._path, self._foreign, self._length, self._trust = path, foreign, length, trust
+        self._parts = dict(_parts(found))
+
+    @property
+    def models(self) -> dict[str, int]:
+        """The keys of the models in it, `""` where it is one, each with the number of its tensors."""
+        return {key: len(self.tensors(key)) for key in self._parts if self.is_model(key)}
+
+    @property
+    def weights(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The tensors of its state dicts and models, by their keys and names. They are not judged: shapes alone may be read."""
+        return {key: tensors for key in self._parts if (tensors := self.tensors(key))}
+
+    def is_model(self, key: str) -> bool:
+        """Whether a model is under this key."""
+        return _is_model(self._parts.get(key))
+
+    def tensors(self, key: str) -> dict[str, torch.Tensor]:
+        """The tensors of one part by their names, not judged."""
+        part = self._parts[key]
+        if _is_model(part):
+            return dict(_named_tensors(part, 20_000 + 2 * self._length))
+        return {name: value for name, value in part.items() if _is_tensor(value)}
+
+    def odd_names(self) -> list[str]:
+        """In a line, the classes in the file that are not admitted; nothing where all are."""
+        names = ", ".join(self._foreign.names[:3])
+        return [f"What it has of {names} was not opened; if that is the model, --trust its package"] if names else []
+
+    def nothing(self) -> SourceError:
+        """The error for a file in which nothing is to be taken; raised here where the whole of it would be refused."""
+        trusting.safe_globals(self._foreign.names, str(self._path), self._trust)
+        with _refused(self._path, self._trust):
+            judged(self.found, self._trust)
+        return SourceError(_not_a_model(self._path, self.found))
+
+    def model(self, key: str) -> nn.Module:
+        """The model under this key, made real."""
+        with _refused(self._path, self._trust):
+            found, blanks = judged(self._parts[key], self._trust, self._foreign.made)
+            made_real(blanks)
+            screen.check_tree(found, self._length)
+            if rewrite.is_patched(found):
+                rewrite.plan_of(found)  # of a schema that this version reads
+            model: nn.Module = found
+            return model
+
+    def state_dict(self, key: str) -> dict[str, torch.Tensor]:
+        """The weights under this key, or those of the model there."""
+        if self.is_model(key):
+            return dict(self.model(key).state_dict())
+        with _refused(self._path, self._trust):
+            found: dict[str, torch.Tensor] = judged(self.tensors(key), self._trust, self._foreign.made)[0]
+            return found
+
+
+def read(path: Path, trust: tuple[str, ...]) -> Contents:
+    """What the file holds, read without running anything from it."""
     try:
         pickled = screen.archive(path)
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception as error:  # a file can be broken in any way; the message says which it looks like
         raise SourceError(_not_a_checkpoint(path, error)) from error
-    pairs = trusting.safe_globals(names, str(path), trust)
+    foreign = Foreign()
+    pairs = trusting.safe_globals(names, str(path), trust, foreign)
+    with _refused(path, trust):
+        try:
+            foreign.filled = screen.instructions(pickled, names, trusting.restoring(pairs))
+            found = _unpickled(path, pairs, "cpu")
+        except (SourceError, pickle.UnpicklingError) as error:
+            raise (ForeignError(foreign.names) if foreign.names else error) from error
+    return Contents(path, found, foreign, len(pickled), trust)
+
+
+@contextlib.contextmanager
+def _refused(path: Path, trust: tuple[str, ...]) -> Iterator[None]:
+    """Inside, an error says that the file is refused, or damaged."""
     try:
-        screen.instructions(pickled, names, trusting.restoring(pairs))
-        found, blanks = judged(_unpickled(path, pairs, "cpu"), trust)
-        made_real(blanks)
-        if isinstance(found, nn.Module):
-            screen.check_tree(found, len(pickled))
-            if rewrite.is_patched(found):
-                rewrite.plan_of(found)  # of a schema that this version reads
-        return found
+        yield
     except pickle.UnpicklingError as error:
         raise UntrustedFileError(f"{path} is refused: {_cause(error)}") from error
     except PlanError:
+        raise
+    except ForeignError as error:
+        trusting.safe_globals(error.names, str(path), trust)  # which says why each is not admitted
         raise
     except UntrustedFileError as error:
         raise UntrustedFileError(f"{path} is refused: {error}") from error
@@ -156,6 +230,59 @@ def read(path: Path, trust: tuple[str, ...]) -> Any:
         raise SourceError(f"{path} is refused: {error}") from error
     except Exception as error:  # as above: truncated records, impossible shapes, missing storages
         raise SourceError(f"{path} is damaged: {type(error).__name__}: {_cause(error)}") from error
+
+
+#: How many keys lead to a part at most: `callbacks`, the name of one, `ema`, `state_dict`.
+_DEEPEST = 4
+
+
+def _parts(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """The models and state dicts in what a file holds, each with the keys that lead to it."""
+    if _is_model(value) or _is_weights(value):
+        yield ".".join(keys), value
+    elif type(value) in (dict, OrderedDict) and len(keys) < _DEEPEST:
+        for key, item in type(value).items(value):
+            if type(key) is str:
+                yield from _parts(item, (*keys, key))
+
+
+def _is_model(value: Any) -> bool:
+    cls = vars(value)["original"] if isinstance(value, Blank) else type(value)
+    return isinstance(cls, type) and issubclass(cls, nn.Module)
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value) in (torch.Tensor, nn.Parameter)
+
+
+def _is_weights(value: Any) -> bool:
+    """Whether a value is a state dict. Some have a few other things among their tensors: the step, the extra state of a layer."""
+    if type(value) not in (dict, OrderedDict) or not all(type(key) is str for key in value):
+        return False
+    return 2 * sum(map(_is_tensor, type(value).values(value))) > len(value)
+
+
+def _named_tensors(model: Any, most: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """What the state dict of a model will have, read off a stand-in that is not judged.
+
+    No more than `most` modules are looked at: one may be in so many others, or in itself, that it is refused when it is taken.
+    """
+    queue, visited = [("", model)], 0
+    while queue and visited < most:
+        prefix, module = queue.pop()
+        own = vars(module) if isinstance(module, nn.Module) else vars(module).get("state")
+        visited += 1
+        groups = [_entries(own, place) for place in ("_parameters", "_buffers", "_modules")]
+        unsaved = own.get("_non_persistent_buffers_set", ()) if type(own) is dict else ()
+        for name, value in (*groups[0].items(), *groups[1].items()):
+            if _is_tensor(value) and not (type(unsaved) is set and name in unsaved):
+                yield f"{prefix}{name}", value
+        queue += [(f"{prefix}{name}.", child) for name, child in reversed(groups[2].items()) if _is_model(child)]
+
+
+def _entries(state: Any, place: str) -> dict[Any, Any]:
+    found: Any = state.get(place) if type(state) is dict else None
+    return dict(found) if type(found) in (dict, OrderedDict) else {}
 
 
 def _unpickled(path: Path, pairs: list[SafeGlobal], device: str) -> Any:
@@ -198,22 +325,28 @@ def _not_a_checkpoint(path: Path, error: Exception) -> str:
     return f"{path} is damaged, or uses a pickle form that is never loaded: {type(error).__name__}: {_cause(error)}"
 
 
-def not_a_model(path: Path, found: Any) -> str:
-    """What to say of a file that holds `found`."""
-    if isinstance(found, Mapping) and is_state_dict(found.get("state_dict", found)):
-        tensors = found.get("state_dict", found)
-        first = next(iter(tensors), "")
-        return (
-            f"{path} is a state dict ({len(tensors)} tensors, the first is {first!r}): weights without a model. Name "
-            f"its architecture: upswap convert smp:unet?encoder_name=resnet34 --weights {path}; in Python, build the "
-            "model, load_state_dict and upswap.patch(model)"
-        )
+def _not_a_model(path: Path, found: Any) -> str:
+    """What to say of a file that holds `found`, which is neither a model nor weights, nor has any."""
     if isinstance(found, Mapping):
-        models = [str(key) for key, value in found.items() if isinstance(value, nn.Module)]
-        if models:
-            return f"{path} is a training checkpoint with models under {', '.join(models)}; save one of them by itself"
-        return f"{path} is a dict of {', '.join(map(repr, list(found)[:6]))}, not a model"
+        return f"{path} is a dict of {', '.join(map(repr, list(found)[:6]))}, with neither a model nor weights in it"
     return f"{path} holds a {type(found).__name__}, not a model"
+
+
+def weights_alone(path: Path, weights: Mapping[str, Collection[str]], upsamplers: Collection[str]) -> str:
+    """What to say of a file that holds weights, by their keys, where a model is wanted. `upsamplers` are paths in them."""
+    key, names = max(weights.items(), key=lambda item: len(item[1]))
+    of = f" under {key!r}" if key else ""
+    said = f"{path} is a state dict{of} ({len(names)} tensors, the first is {next(iter(names))!r}): weights without a model."
+    if upsamplers:
+        more = f" and {len(upsamplers) - 2} more" if len(upsamplers) > 2 else ""
+        said += f" The model was patched by upswap, with upsamplers at {', '.join(list(upsamplers)[:2])}{more}."
+    command = f"upswap convert SOURCE --weights {shlex.quote(str(path))}"
+    options = ", with the options it was patched with" if upsamplers else ""
+    revert = f". The host's weights alone: upswap revert {shlex.quote(str(path))}" if upsamplers else ""
+    return (
+        f"{said} Say as SOURCE what builds its model, such as smp:unet?classes=2 or python:package.module:factory{options}: "
+        f"{command}{revert}. In Python: upswap.load({str(path)!r}, model)"
+    )
 
 
 def _cause(error: BaseException) -> str:

@@ -31,14 +31,14 @@ def save(model: nn.Module, spec: str | None, path: Path) -> None:
     write(tensors, {HEADER_KEY: json.dumps(describe(model, spec, shared), sort_keys=True)}, path)
 
 
-def load(path: Path, model: nn.Module | None, trust: Iterable[str]) -> nn.Module:
-    """The model in a file that `save` wrote, built anew or, where it is given, in `model`."""
-    tensors, header = read(path)
-    if not header:
-        raise SourceError(
-            f"{path} holds weights that upswap did not write, without a plan. Name the architecture: upswap convert "
-            f"smp:unet?encoder_name=resnet34 --weights {path}"
-        )
+def built(
+    tensors: dict[str, torch.Tensor],
+    header: dict[str, Any],
+    path: Path,
+    model: nn.Module | None,
+    trust: Iterable[str],
+) -> nn.Module:
+    """The model that `save` wrote with this header, built anew or, where it is given, in `model`."""
 
     def build() -> nn.Module:
         if not isinstance(header.get("source"), str):

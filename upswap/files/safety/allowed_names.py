@@ -28,6 +28,8 @@ from .stand_ins import (
     Apart,
     Blank,
     BlankNamespace,
+    Foreign,
+    Opaque,
     SafeGlobal,
     Sealed,
     SealedFunction,
@@ -117,11 +119,14 @@ _STATELESS = (object, types.SimpleNamespace, abc.ABC, Generic)
 _MOST_NAMES = 500
 
 
-def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -> list[SafeGlobal]:
+def safe_globals(
+    names: Collection[str], path: str, trust: Iterable[str] = (), foreign: Foreign | None = None
+) -> list[SafeGlobal]:
     """The pairs for `torch.serialization.safe_globals` that let a file use `names`, the globals it asks for.
 
     A module is imported only where its name lies in `PACKAGES` or in a package named in `trust`: importing runs code.
-    The functions of a trusted package are admitted as they are, and so are its classes other than modules.
+    The functions of a trusted package are admitted as they are, and so are its classes other than modules. Where `foreign`
+    is given, a name that is not admitted gets a stand-in of its, and is no error.
 
     Raises:
         UntrustedFileError: some names are not admitted; the message lists them and says what would admit them.
@@ -132,7 +137,12 @@ def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -
     if len(names) > _MOST_NAMES:
         raise SourceError(f"{path} asks for {len(names)} classes and functions, more than any model has")
     # Setting a state needs the class on the list too. A newline ends a name inside a pickle: no file can spell these.
-    pairs: list[SafeGlobal] = [(Blank, "\nblank"), (BlankNamespace, "\nnamespace"), (Apart, "\napart")]
+    pairs: list[SafeGlobal] = [
+        (Blank, "\nblank"),
+        (BlankNamespace, "\nnamespace"),
+        (Apart, "\napart"),
+        (Opaque, "\nopaque"),
+    ]
     refused: dict[str, str] = {}
     for name in sorted(names):
         if FORMER_NAMES.get(name, name) == RESTORE:
@@ -144,8 +154,13 @@ def safe_globals(names: Collection[str], path: str, trust: Iterable[str] = ()) -
             continue
         try:
             found = _resolve(FORMER_NAMES.get(name, name), path, trusted)
-        except _Refused as reason:
-            refused[name] = str(reason)
+        except (_Refused, SourceError) as reason:
+            if foreign is not None:
+                pairs.append(foreign.stand_in(name))
+            elif isinstance(reason, SourceError):
+                raise
+            else:
+                refused[name] = str(reason)
             continue
         if inside(name, trusted):
             pairs.append((seal(found, trusted=True) if _is_made_later(found) else found, name))

@@ -14,7 +14,7 @@ import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from ...plan.site import is_plain
 from ...surgery.rewritten_class import rewrite_all
 from ...surgery.routes.kept_methods import rebind
 from .allowed_names import PACKAGES, check_names, check_values
-from .stand_ins import Apart, Blank, BlankNamespace, Member, Sealed, SealedFunction, slots_of
+from .stand_ins import Apart, Blank, BlankNamespace, ForeignError, Member, Sealed, SealedFunction, slots_of
 from .value_forms import Factory, Form, Mark, MethodForm, PartialForm, refilled
 
 #: Packages of layers. Their classes may be attributes of a model (`self.norm = nn.ReLU`), which its forward can call.
@@ -64,24 +64,34 @@ _HARMLESS = re.compile(r"(?!__)[\w (),-]+", re.ASCII)
 _MISSING = object()
 
 
-def judged(found: Any, trust: tuple[str, ...] = ()) -> tuple[Any, list[Any]]:
+def judged(
+    found: Any, trust: tuple[str, ...] = (), foreign: Mapping[int, str] = MappingProxyType({})
+) -> tuple[Any, list[Any]]:
     """What a file holds, with real classes, functions and members, and the instances in it that are still blank.
 
-    Raises `UntrustedFileError` for what no file of a model holds. `trust` has the packages whose code may be in it.
+    Raises `UntrustedFileError` for what no file of a model holds. `trust` has the packages whose code may be in it. Of the
+    values in `foreign`, by their ids, none may be in it: their names are not admitted.
     """
     judge = _Judge(trust)
     found = judge.opened(found)
     queue: list[tuple[Any, Any]] = [(found, None)]
     holders: dict[int, tuple[Any, Any]] = {}  # each value seen, and what it was first seen in
+    names: set[str] = set()
     while queue:
         value, holder = queue.pop()
-        if id(value) not in holders:
-            holders[id(value)] = (value, holder)
-            try:
-                queue += [(part, value) for part in judge.inside(value)]
-            except UntrustedFileError as error:
-                place = _place(value, holders)
-                raise UntrustedFileError(f"at {place}: {error}" if place else str(error)) from error
+        if id(value) in holders:
+            continue
+        holders[id(value)] = (value, holder)
+        if id(value) in foreign:
+            names.add(foreign[id(value)])
+            continue
+        try:
+            queue += [(part, value) for part in judge.inside(value)]
+        except UntrustedFileError as error:
+            place = _place(value, holders)
+            raise UntrustedFileError(f"at {place}: {error}" if place else str(error)) from error
+    if names:
+        raise ForeignError(names)
     return found, judge.blanks
 
 

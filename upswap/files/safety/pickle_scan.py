@@ -109,11 +109,11 @@ class _Name(str):
     """A name that a GLOBAL asks for."""
 
 
-def instructions(pickled: bytes, others: Collection[str], restoring: Collection[str] = ()) -> None:
+def instructions(pickled: bytes, others: Collection[str], restoring: Collection[str] = ()) -> set[str]:
     """Go through a pickle; `others` are the names it asks for beyond what torch itself holds safe.
 
-    Those in `restoring` are of classes that run code of their own on the state they are given.
-    A table by instruction.
+    Those in `restoring` are of classes that run code of their own on the state they are given. Gives the names whose
+    instances it puts items into, by keys. A table by instruction.
 
     Raises:
         UntrustedFileError: it calls something that is neither in `CALLED` nor in `others`, or uses an instruction that
@@ -165,6 +165,7 @@ def instructions(pickled: bytes, others: Collection[str], restoring: Collection[
     _check_sharing(made, len(pickled))
     _check_keys(made, len(pickled))
     _check_counts((one for one in made if one.name in restoring), len(pickled))
+    return {one.name for one in made if one.keys}
 
 
 def _named(module: str, attribute: str) -> _Name:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import itertools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from ...errors import SourceError, UntrustedFileError
@@ -153,3 +153,47 @@ def seal(original: type, *, trusted: bool = False) -> type:
 
     body = {"__new__": new, "original": original, "trusted": trusted, "__module__": original.__module__}
     return Sealed(original.__name__, (), body)
+
+
+class Opaque:
+    """The stand-in for an instance of a class that is not admitted: it holds nothing and becomes nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        """What a pickle's BUILD reaches; the state is let go."""
+
+
+class Foreign:
+    """The names of a file that are not admitted, and what its pickle makes of them.
+
+    A training checkpoint has more in it than a model: settings, schedules, logs. What is taken of it may hold none of these.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        #: The names whose instances the pickle puts items into, by keys.
+        self.filled: Collection[str] = ()
+        self._kept: list[Any] = []
+        #: What was made, by its id, and under which name.
+        self.made: dict[int, str] = {}
+
+    def stand_in(self, name: str) -> SafeGlobal:
+        """What the pickle gets for a name."""
+
+        def new(cls: type, *args: Any) -> Any:
+            return self._note({} if name in self.filled else Opaque(), name)
+
+        self.names.append(name)
+        return (self._note(type("Foreign", (), {"__new__": new}), name), name)
+
+    def _note(self, value: Any, name: str) -> Any:
+        self._kept.append(value)  # so that no other value gets its id
+        self.made[id(value)] = name
+        return value
+
+
+class ForeignError(UntrustedFileError):
+    """What is to be taken of a file holds classes that are not admitted."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        known = sorted(names)
+        super().__init__(f"it holds {', '.join(known)}", names=dict.fromkeys(known, "not admitted"))

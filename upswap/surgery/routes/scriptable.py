@@ -8,13 +8,12 @@ so that the original resize is never scripted in silence.
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import inspect
 import linecache
 import textwrap
 from collections.abc import Sequence
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -41,9 +40,12 @@ def with_script(new: Any, original: Any, owner: nn.Module, sites: Sequence[Site]
         text = _text(original, owner, sites)
     except (_NotScriptable, RewriteError, OSError) as reason:
         text = _refusal(original, str(reason))
-    code = _listed(text, original.__name__)
-    # `inspect`, which TorchScript asks for the source, goes by this. The names in it are looked up from `new`.
-    new.__dict__["__wrapped__"] = FunctionType(code, original.__globals__, original.__name__)
+    # `inspect`, which TorchScript asks for the source, goes by `__wrapped__` and finds the text by the code's file. Python never
+    # compiles the text. TorchScript looks the names in it up from `new`.
+    code = original.__code__.replace(co_filename=_listed(text, original.__name__), co_firstlineno=1)
+    new.__dict__["__wrapped__"] = FunctionType(
+        code, original.__globals__, original.__name__, original.__defaults__, original.__closure__
+    )
     new.__dict__["__signature__"] = inspect.signature(original)
 
 
@@ -193,10 +195,8 @@ def _refusal(function: FunctionType, reason: str) -> str:
     return ast.unparse(ast.fix_missing_locations(ast.Module([made], []))) + "\n"
 
 
-@functools.cache
-def _listed(text: str, name: str) -> CodeType:
-    """The code of a function of that text, whose lines `inspect` finds."""
+def _listed(text: str, name: str) -> str:
+    """The name of a file that `inspect` reads the text from."""
     file = f"<upswap script of {name} {hashlib.sha256(text.encode()).hexdigest()[:12]}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    module = compile(text, file, "exec", dont_inherit=True)
-    return next(value for value in module.co_consts if isinstance(value, CodeType) and value.co_name == name)
+    return file
