@@ -196,8 +196,8 @@ def check(recipe: dict[str, Any], chosen: dict[str, Any], state: dict[str, Any])
                     again = upswap.load(path, trust=["generated"])
                 assert_equal(again, model)
                 for one, other in zip(outputs(again, image), expected, strict=True):
-                    assert one.dtype == other.dtype
-                    assert torch.equal(one.nan_to_num(), other.nan_to_num())
+                    # Not bit for bit: weights out of a file may begin at any address, and torch's kernels round by that.
+                    torch.testing.assert_close(one, other, equal_nan=True)
 
 
 # ---- what was found, by name
