@@ -4,6 +4,8 @@
 `apply` puts them in and takes them out, `rewritten_class` is the subclass and its pickling. `replay` carries out a plan made
 before, `checking/` compares patched with original.
 
+A new way to rewrite a forward is a file in `routes/`. It must be right for every input, or raise.
+
 `restore` is the one function that a pickle of a patched model names. Its address here is part of the file format.
 """
 

@@ -1,6 +1,6 @@
 """The routes by which an owner's resize calls come to go through upsamplers, and the choice of the first faithful one.
 
-- module: an `nn.Upsample` layer is replaced as a whole (`rewrite.py` does that).
+- module: an `nn.Upsample` layer is replaced as a whole (`apply.py` does that).
 - graph: the forward is traced by FX (`tracer.py`) and its resize nodes become calls of the upsamplers.
 - source: the methods with the calls are compiled again with the call expressions changed (`recompile.py`).
 """

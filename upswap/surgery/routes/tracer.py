@@ -2,7 +2,7 @@
 
 It traces the forward of one module, its children as leaves. Because every proxy knows the value it stands for on the example
 inputs, shapes propagate in the same pass and can be unpacked. A trace is only good for other inputs if nothing was decided
-from those values: `straight.py` admits only code that cannot, and anything that still would raises `NotFaithful`.
+from those values: `traceable.py` admits only code that cannot, and anything that still would raises `NotFaithful`.
 """
 
 from __future__ import annotations
