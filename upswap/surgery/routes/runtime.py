@@ -181,7 +181,8 @@ def through(
     """
     unlike = None
     traced: Any = input  # an FX trace has no shapes to look at
-    if not isinstance(traced, fx.Proxy) and (input.dim() != 4 or input.shape[1] not in target.channels):
+    # Compared one by one: where torch 2.9 compiles for any size, a number in a tuple is never `in` it.
+    if not isinstance(traced, fx.Proxy) and (input.dim() != 4 or all(input.shape[1] != n for n in target.channels)):
         takes = " or ".join(map(str, target.channels))
         unlike = f"its upsampler takes (N, {takes}, H, W), this call has {tuple(input.shape)}"
     elif mode != target.mode or bool(align_corners) != target.align_corners or antialias:
