@@ -89,7 +89,7 @@ def target(x: Tensor, size: Any, scale_factor: Any, scale: Ratio) -> Target:
     if scale_factor is not None:
         raise OptionError("give size or scale_factor, not both")
     height, width = (whole(n) for n in pair("size", size))
-    return Target((height, width), None, bool(height < x.shape[2] or width < x.shape[3]))
+    return Target((height, width), None, not (height >= x.shape[2] and width >= x.shape[3]))
 
 
 def plain(scale: Ratio) -> str:

@@ -21,7 +21,7 @@ from .configs import DEFAULT_GROUPS, DySampleConfig, Init, Style, nominal_scale
 from .registry import register_upsampler
 from .sampling import memory_format as layout
 from .sampling import positions as sampling
-from .sampling.autograd import plain_functions_wanted
+from .sampling.autograd import is_exporting, plain_functions_wanted
 from .sampling.pointwise import pointwise
 from .sampling.positions import Mapping, Mode, Pair, Ratio, Reading, Scheme
 from .sampling.sampler import upsample
@@ -282,7 +282,7 @@ class DySample(nn.Module):
             return pointwise(x, weight, bias.repeat_interleave(sub_pixels))
         # A 1x1 convolution over the sub-pixels stacked along the height: shuffling there and back is no work.
         stacked = x.contiguous().view(batch, channels // sub_pixels, sub_pixels * height, width)
-        if torch.is_grad_enabled() and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if torch.is_grad_enabled() and torch.compiler.is_compiling() and not is_exporting():
             # What is kept for the backward pass must not be a reshaped map: Inductor lays it out as channels_last, and where
             # sizes are dynamic it cannot compare its strides (pytorch issue 185510). A sum is no reshape.
             field = F.conv2d(stacked.to(dtype), weight).view(batch, sub_pixels * len(bias), height, width)

@@ -417,6 +417,10 @@ def test_a_map_changed_in_place_before_the_backward_pass_is_noticed() -> None:
         out.sum().backward()
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 12),
+    reason=f"vmap of a gradient fails in F.grid_sample itself before torch 2.12; this is {torch.__version__}",
+)
 def test_transforms_of_torch_func(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "_KEPT", {})
     module = trained("lp", True, channels=8)

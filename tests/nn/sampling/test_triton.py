@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 
 from upswap.nn.sampling import triton_launch as triton_sampler
 from upswap.nn.sampling.positions import Mapping, Scheme
@@ -21,6 +23,15 @@ NO_TRITON = importlib.util.find_spec("triton") is None
 pytestmark = pytest.mark.skipif(NO_TRITON, reason="torch has no triton for this platform")
 
 
+def before_3_7(reason: str) -> pytest.MarkDecorator:
+    """A skip, with what triton lacked until then."""
+    installed = "none" if NO_TRITON else importlib.import_module("triton").__version__
+    return pytest.mark.skipif(
+        not NO_TRITON and Version(installed) < Version("3.7"), reason=f"{reason}; this is {installed}"
+    )
+
+
+@before_3_7("the interpreter of triton before 3.7 fails with NumPy 2.4 (triton issue 9171)")
 def test_what_they_compute_in_the_interpreter(tmp_path: Path) -> None:
     """In a process of its own: the interpreter has to be chosen before triton is imported, and for all kernels."""
     command = [
@@ -100,6 +111,7 @@ LAUNCHES = [
 ]
 
 
+@before_3_7("triton's compiler takes more registers before 3.7")
 @pytest.mark.parametrize(("shape", "channels_last", "dtype", "scope", "deterministic", "capability"), LAUNCHES)
 def test_they_compile_and_keep_to_registers(
     shape: tuple[int, int, int, int],

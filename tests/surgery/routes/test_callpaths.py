@@ -201,6 +201,8 @@ def test_a_layer_put_in_the_place_of_a_called_one_runs_with_a_warning() -> None:
 
 #: What torch.compile itself refuses: the original does not compile whole either.
 UNCOMPILED = {d.ReentrantResize, d.ReentrantHelper, d.ReentrantLambda, d.ReentrantMethod, d.UntilLarge}
+if torch.__version__ < (2, 14):  # 2.9 refuses to compile a function that sets an attribute of itself, which 2.14 takes
+    UNCOMPILED.add(d.HelperThatNamesItself)
 
 
 @pytest.mark.parametrize("cls", [cls for cls in MODELS if cls not in UNCOMPILED], ids=lambda cls: cls.__name__)

@@ -17,6 +17,11 @@ def plain_functions_wanted() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def is_exporting() -> bool:
+    """Whether a trace is for export. Older torch compiles `torch.compiler.is_exporting()` as True whatever it compiles for."""
+    return torch.compiler._is_exporting_flag
+
+
 def differentiable_once(backward: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
     """torch's `once_differentiable`, for what was saved too.
 

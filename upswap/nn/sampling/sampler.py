@@ -21,7 +21,7 @@ from torch import Tensor
 from . import memory_format as layout
 from . import positions as sampling
 from . import triton_launch
-from .autograd import differentiable_once, plain_functions_wanted
+from .autograd import differentiable_once, is_exporting, plain_functions_wanted
 from .cpu_gather import gather, prefers
 from .positions import Mapping, Pair, Reading, Scheme
 
@@ -45,10 +45,10 @@ def upsample(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
     Returns:
         (B, C, h, w), of x's dtype and memory format.
     """
-    if triton_launch.wanted(x) and not torch.compiler.is_exporting() and _is_resized(field, reading):
+    if triton_launch.wanted(x) and not is_exporting() and _is_resized(field, reading):
         # The kernels take a field of the target's own size.
         field, reading = _at_target(field, reading)
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() and not is_exporting():
         return _operator(x, field, reading.init_pos, reading.size, reading.factors, *_flat(reading.scheme))
     if plain_functions_wanted():
         return _forward(x, field, reading, plain=True)

@@ -31,7 +31,7 @@ def replaced(value: Any, change: Callable[[FunctionType], Any | None], depth: in
     if isinstance(value, functools.partial):
         new = replaced(value.func, change, depth)
         return None if new is None else functools.partial(new, *value.args, **value.keywords)
-    if isinstance(value, staticmethod | classmethod):
+    if isinstance(value, (staticmethod, classmethod)):
         new = replaced(value.__func__, change, depth)
         return None if new is None else type(value)(new)
     return None
@@ -123,4 +123,4 @@ def loaded(module: str, name: str) -> Any:
     value: Any = sys.modules.get(module)
     for part in name.split("."):
         value = vars(value).get(part) if isinstance(value, type | ModuleType) else None
-    return value.__func__ if isinstance(value, staticmethod | classmethod) else value
+    return value.__func__ if isinstance(value, (staticmethod, classmethod)) else value

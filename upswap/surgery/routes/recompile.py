@@ -166,8 +166,11 @@ def _replace(
         run: ast.expr = ast.Name(_RUN, ast.Load())
         if replacement.step.inner:
             run = _counted_anew(call, parents, node, counters)
+        leading: list[ast.expr] = []
         if isinstance(replacement, Resize):
-            injected[name] = functools.partial(resize, tuple(replacement.targets), replacement.counter)
+            injected[name] = functools.partial(resize, tuple(replacement.targets))
+            # In the code itself: torch 2.9 compiles a number that is held elsewhere as one that may change.
+            leading = [ast.Constant(replacement.counter)]
         else:
             callee = value_of(call.func, function, owner if owner_name != _OWNER else None)
             helper = Helper(owner, replacement.functions, counters, callee)
@@ -178,7 +181,7 @@ def _replace(
             injected[f"{name}_super"] = _inherited(function, type(owner), *inherited)
             call.args = [ast.Name(_first_name(node), ast.Load()), *call.args]
             call.func = ast.Name(f"{name}_super", ast.Load())
-        call.args = [run, ast.Name(owner_name, ast.Load()), call.func, *call.args]
+        call.args = [*leading, run, ast.Name(owner_name, ast.Load()), call.func, *call.args]
         call.func = ast.Name(name, ast.Load())
     return injected
 

@@ -88,10 +88,10 @@ def _sent(target: Target, upsampler: nn.Module, resize: Any) -> Callable[..., to
     """A resize as a function that goes through the upsampler; None for what is no resize."""
     if isinstance(resize, functools.partial):
         inner = _sent(target, upsampler, resize.func)
-        return inner and functools.partial(inner, *resize.args, **resize.keywords)
+        return None if inner is None else functools.partial(inner, *resize.args, **resize.keywords)
     if is_resize_layer(resize):
         return functools.partial(_layer, target, upsampler, resize)
-    if isinstance(resize, MethodType) and is_resize_layer(resize.__self__) and resize.__name__ == "forward":
+    if isinstance(resize, MethodType) and is_resize_layer(resize.__self__) and resize.__func__.__name__ == "forward":
         return _without_hooks(target, upsampler, resize.__self__)
     if isinstance(resize, FunctionType) and resize in _IMPLIED:
         return functools.partial(through, target, upsampler, **_IMPLIED[resize])
@@ -145,7 +145,8 @@ def enter(
     def found(function: FunctionType) -> Any:
         new = helper.of(function, owner)
         # What torch calls for the model it may call again later, so that it counts for itself.
-        return new and functools.partial(new, _upswap_owner=owner, _upswap_run=None if helper.indirect else run)
+        run_of_it = None if helper.indirect else run
+        return None if new is None else functools.partial(new, _upswap_owner=owner, _upswap_run=run_of_it)
 
     new = replaced(original, found)
     if new is not None:
@@ -181,7 +182,8 @@ def through(
     """
     unlike = None
     traced: Any = input  # an FX trace has no shapes to look at
-    if not isinstance(traced, fx.Proxy) and (input.dim() != 4 or input.shape[1] not in target.channels):
+    # Compared one by one: where torch 2.9 compiles for any size, a number in a tuple is never `in` it.
+    if not isinstance(traced, fx.Proxy) and (input.dim() != 4 or all(input.shape[1] != n for n in target.channels)):
         takes = " or ".join(map(str, target.channels))
         unlike = f"its upsampler takes (N, {takes}, H, W), this call has {tuple(input.shape)}"
     elif mode != target.mode or bool(align_corners) != target.align_corners or antialias:
