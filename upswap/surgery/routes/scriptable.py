@@ -23,7 +23,7 @@ from ...errors import RewriteError
 from ...plan.site import Site, Step, child_of
 from ...probe.callsites.class_code import is_resize_layer
 from ...probe.callsites.location import find_call, is_function
-from ...probe.callsites.syntax import FunctionNode, function_node, stands_in_loop
+from ...probe.callsites.syntax import FunctionNode, function_of, stands_in_loop
 from .recompile import value_of
 
 #: What stands in a text that must not be compiled: TorchScript knows no such name, and shows the line with the reason.
@@ -38,7 +38,7 @@ def with_script(new: Any, original: Any, owner: nn.Module, sites: Sequence[Site]
         return
     try:
         text = _text(original, owner, sites)
-    except (_NotScriptable, RewriteError, OSError) as reason:
+    except (_NotScriptable, RewriteError) as reason:
         text = _refusal(original, str(reason))
     # `inspect`, which TorchScript asks for the source, goes by `__wrapped__` and finds the text by the code's file. Python never
     # compiles the text. TorchScript looks the names in it up from `new`.
@@ -55,8 +55,10 @@ class _NotScriptable(Exception):
 
 def _text(function: FunctionType, owner: nn.Module, sites: Sequence[Site]) -> str:
     """The function's text with the calls of its swapped sites replaced."""
-    lines, first = inspect.getsourcelines(function)
-    node = function_node(function.__code__)
+    found = function_of(function.__code__)
+    node, first = found.node, found.first_line
+    # Not by `inspect`, which looks through all modules for each function.
+    lines = linecache.getlines(function.__code__.co_filename)[first - 1 : node.end_lineno]
     module = function.__globals__.get("__name__", "")
     calls: dict[Step, list[Site]] = {}
     for site in sites:
