@@ -430,7 +430,7 @@ def test_elements() -> None:
 
 #: What reaches a terminal, a spreadsheet or a page, and the files that may call it.
 WAYS: dict[str, Callable[[str], bool]] = {
-    r"click\.s?echo|\.show\(\)|\bprint_exception\b|sys\.std(out|err)\.write": lambda file: file == "apps/cli/tables.py",
+    r"click\.s?echo|\.show\(\)|\bprint_exception\b|sys\.std(out|err)\.write": lambda file: file == "apps/cli/output.py",
     r"\bConsole\(|\bText\(|\bText\.|from_markup": lambda file: file == "console.py",
     r"\bimport csv\b|csv\.writer": lambda file: file == "shown.py",
     r"\bimport html\b|html\.escape|import escape|</\w+>": lambda file: file in ("shown.py", "apps/zoo/page.py"),

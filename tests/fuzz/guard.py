@@ -112,7 +112,7 @@ class Watch:
                 return True
             if code.co_name == "parse" and code.co_filename.endswith("ast.py"):
                 return True
-            if code.co_filename.endswith(("routes/recompile.py", "routes/graph.py")) and not text:
+            if code.co_filename.endswith(("routes/rewrite_calls.py", "routes/graph_route.py")) and not text:
                 return True
             if code.co_filename.endswith(("collections/__init__.py", "dataclasses.py")):
                 return True

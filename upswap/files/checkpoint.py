@@ -22,7 +22,7 @@ from torch import nn
 from ..architectures.rebuild import rebuilds, stored_spec
 from ..architectures.spec import parse, path_of
 from ..errors import OptionError, PlanError, SaveError, SourceError, UpswapWarning
-from ..nn.recognition import upsamplers_in
+from ..nn.state_dicts import upsamplers_in
 from ..shown import errors_shown
 from . import atomic
 from .fitting import Fit, choose, differences, several

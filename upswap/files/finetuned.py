@@ -15,8 +15,8 @@ from torch import nn
 
 from ..errors import SourceError
 from ..nn.configs import DySampleConfig, Shapes, option_types
-from ..nn.recognition import options_in, shapes_at, upsamplers_in
 from ..nn.registry import config_class
+from ..nn.state_dicts import options_in, shapes_at, upsamplers_in
 from ..plan.plan import Plan
 from ..plan.site import Site
 from .checkpoint import Weights

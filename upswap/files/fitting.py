@@ -18,7 +18,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from ..errors import SourceError
-from ..nn.recognition import upsamplers_in
+from ..nn.state_dicts import upsamplers_in
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -83,7 +83,7 @@ class DySample(nn.Module):
 
     if TYPE_CHECKING:  # TorchScript cannot read this annotation
         init_pos: Tensor
-    #: Its own resizing is no call of the model it stands in (`probe/recorder.py`).
+    #: Its own resizing is no call of the model it stands in (`probe/resize_calls.py`).
     is_upsampler = True
     __jit_unused_properties__ = ("base",)  # TorchScript compiles properties too
 

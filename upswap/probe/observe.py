@@ -27,7 +27,7 @@ from .dataflow import tensors_in
 from .inputs.infer import Candidate
 from .inputs.inputs import Inputs
 from .preserve import leaving_no_trace
-from .recorder import Call, _module_calls, _Recorder
+from .resize_calls import Call, _module_calls, _Recorder
 
 #: Given inputs with more elements than this (three channels of 192x192) are run as fake tensors.
 REAL_LIMIT = 3 * 192 * 192

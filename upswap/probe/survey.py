@@ -19,7 +19,7 @@ from .inputs.infer import Candidate, candidates
 from .inputs.inputs import Inputs, as_inputs
 from .inputs.variations import enlarged, training_inputs
 from .observe import ModelFailed, Observation, first_that_runs, observe
-from .recorder import Call, Caller
+from .resize_calls import Call, Caller
 
 _UPSAMPLE_MODULES = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 #: Layers that make a map larger with weights of their own; a model without resize calls has these.

@@ -16,7 +16,7 @@ from ..plan.plan import Options, Plan, by_owner
 from ..plan.site import Site
 from ..probe.callsites.class_code import CONTAINERS, asks_for_layers, runs_its_children
 from ..probe.observe import Observation
-from ..probe.recorder import described
+from ..probe.resize_calls import described
 from ..probe.survey import Survey, learned_upsampling, survey
 from . import apply as rewrite
 from .routes.choose import Rewriting, rewrite_owner

@@ -24,7 +24,7 @@ from ..probe.callsites.location import locate
 from ..probe.inputs import describe
 from ..probe.inputs.inputs import Inputs
 from ..probe.observe import REAL_LIMIT, ModelFailed, observe
-from ..probe.recorder import Call
+from ..probe.resize_calls import Call
 from ..probe.survey import called_from, sizing
 from .apply import apply
 from .planning import check_model, class_name

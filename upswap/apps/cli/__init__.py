@@ -20,8 +20,8 @@ from ...errors import FilterError, NothingToSwapError, OptionError, UpswapError,
 from .bench import bench
 from .convert import convert
 from .inspect_ import inspect
+from .output import say, say_json, tell_error
 from .revert import revert
-from .tables import say, say_json, tell_error
 from .verify import verify
 from .zoo import zoo
 

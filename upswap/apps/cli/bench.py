@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import common_options, open_model, patch_flags, patch_options, weights_options
-from .tables import note, progress, say_json, stdout
+from .output import note, progress, say_json, stdout
 
 if TYPE_CHECKING:
     from ..bench.upsampling import Case, Row

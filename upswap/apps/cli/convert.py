@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import model_options, patch_options
-from .tables import note, progress, say, say_json, stdout
+from .output import note, progress, say, say_json, stdout
 
 if TYPE_CHECKING:
     from torch import nn

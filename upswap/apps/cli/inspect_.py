@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .options import model_options, open_model, patch_options
-from .tables import note, progress, say_json, stdout
+from .output import note, progress, say_json, stdout
 
 
 @click.command(short_help="List a model's resize calls and what would be done about each.")

@@ -12,7 +12,7 @@ import click
 from ...errors import OptionError
 from ...nn.configs import DySampleConfig, UpsamplerConfig, option_types, value_from_text
 from ...plan.site import KINDS
-from .tables import note
+from .output import note
 
 if TYPE_CHECKING:
     from ...files.open_source import Source

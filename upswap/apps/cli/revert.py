@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import common_options
-from .tables import progress, say_json, stdout
+from .output import progress, say_json, stdout
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import SIZE, common_options, weights_options
-from .tables import note, progress, say_json, stdout
+from .output import note, progress, say_json, stdout
 
 if TYPE_CHECKING:
     from torch import nn

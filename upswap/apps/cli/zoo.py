@@ -13,7 +13,7 @@ import click
 
 from ..zoo.rows import FORMATS, STATUSES
 from .options import common_options, patch_flags, patch_options
-from .tables import note, progress, say, say_json, stderr, stdout
+from .output import note, progress, say, say_json, stderr, stdout
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -2,7 +2,7 @@
 
 - module: an `nn.Upsample` layer is replaced as a whole (`apply.py` does that).
 - graph: the forward is traced by FX (`tracer.py`) and its resize nodes become calls of the upsamplers.
-- source: the methods with the calls are compiled again with the call expressions changed (`recompile.py`).
+- source: the methods with the calls are compiled again with the call expressions changed (`rewrite_calls.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import nn
 
 from ...errors import RewriteError, UpswapError
 from ...plan.site import Site
-from .graph import graph_forward
+from .graph_route import graph_forward
 from .kept_methods import attribute, mark
 from .refusals import Misfit, NotFaithful
 from .scriptable import with_script
-from .source import source_methods
+from .source_route import source_methods
 
 
 class Rewriting(NamedTuple):

@@ -37,7 +37,7 @@ class Target(NamedTuple):
 
 
 class Rewriter(Protocol):
-    """What gives functions on the way to a resize their rewritten form (`recompile.Helper`)."""
+    """What gives functions on the way to a resize their rewritten form (`rewrite_calls.Helper`)."""
 
     indirect: bool
 

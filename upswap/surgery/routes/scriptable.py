@@ -24,7 +24,7 @@ from ...plan.site import Site, Step, child_of
 from ...probe.callsites.class_code import is_resize_layer
 from ...probe.callsites.location import find_call, is_function
 from ...probe.callsites.syntax import FunctionNode, function_of, stands_in_loop
-from .recompile import value_of
+from .rewrite_calls import value_of
 
 #: What stands in a text that must not be compiled: TorchScript knows no such name, and shows the line with the reason.
 _REFUSAL = "upswap_cannot_script"

@@ -12,7 +12,7 @@ from ...errors import RewriteError
 from ...plan.site import Location, Site, Step, child_of
 from ...probe.callsites.functions import attributes, replaced
 from ...probe.callsites.location import is_function
-from .recompile import Detour, Replacement, Resize, recompile
+from .rewrite_calls import Detour, Replacement, Resize, recompile
 from .runtime import Target
 
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import upswap
-from upswap.surgery.routes import graph as route
+from upswap.surgery.routes import graph_route as route
 
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,7 @@ from torch import nn
 import upswap
 from tiny_host import image, tiny
 from upswap.nn import CARAFE, DySample
-from upswap.nn.recognition import options_in, upsamplers_in
+from upswap.nn.state_dicts import options_in, upsamplers_in
 
 
 def state(**modules: nn.Module) -> dict[str, torch.Tensor]:
