@@ -15,6 +15,8 @@ Source of the formulas: aten/src/ATen/native/UpSample.h (`area_pixel_compute_sou
 or two pixels, so its mean is one bilinear sample halfway). Reading at `p` with a bilinear kernel (a bicubic one for
 bicubic) gives exactly that resize; reading at `p + d` is what a learned upsampler does with its offsets `d`.
 
+The same formulas stand in `nn/scripted.py` for TorchScript, and in `triton_kernels.py` for CUDA; tests hold them together.
+
 `p` is never clamped here before `d` is added: border padding clamps `p + d`, and clamping `p` first would be off by up
 to half a pixel wherever the first or last row has an offset pointing inwards.
 """

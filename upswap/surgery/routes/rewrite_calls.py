@@ -1,4 +1,4 @@
-"""The source route: a method compiled again with its resize calls sent through `runtime.resize`.
+"""A method compiled again from its syntax tree, with its resize calls sent through `runtime.resize`.
 
 Only the call expressions change. Control flow stays the author's own, and so do the file and the line numbers, so that
 tracebacks and breakpoints point at the code one reads. Where the way to a resize leads through other functions, those are

@@ -1,4 +1,4 @@
-"""The source route: the resize's call expression replaced in the source of the owner's methods."""
+"""The source route: which call expressions of an owner's methods are to be rewritten, by function; `rewrite_calls` does it."""
 
 from __future__ import annotations
 
