@@ -253,6 +253,30 @@ def test_compiling_patterns_takes_no_longer_than_their_length_explains(count: in
     assert time.process_time() - began < 10
 
 
+class Options(dict):  # type: ignore[type-arg]
+    """A dict of one's own: an attribute beside its items, and a way of its own to set one."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise AssertionError("restoring sets items without the class")
+
+
+def test_a_dict_of_a_trusted_class(tmp_path: Path) -> None:
+    options = Options(a=[nn.ReLU], b=collections.deque([1]))
+    dict.__setitem__(options, "c", range(2))
+    options.note = ("x", frozenset({1}))  # type: ignore[attr-defined]
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 1))
+    model[0].kept = [options, options]
+    with pytest.warns(UpswapWarning, match="Options at 0.kept"):
+        path = upswap.save(upswap.patch(model, X), tmp_path / "model.pt")
+    with pytest.raises(UntrustedFileError):
+        upswap.load(path)
+    one, other = upswap.load(path, trust=[__name__.partition(".")[0]])[0].kept  # type: ignore[index]
+    assert one is other
+    assert type(one) is Options
+    assert one == {"a": [nn.ReLU], "b": collections.deque([1]), "c": range(2)}
+    assert vars(one) == {"note": ("x", frozenset({1}))}
+
+
 # -- what save says -------------------------------------------------------------------------------------------------------
 
 

@@ -196,14 +196,16 @@ def _restore_rewritten(original: Any, record: Any) -> Any:
 
 
 def _is_made_later(found: Any) -> bool:
-    """Whether instances of a trusted class are made as those of other classes are: those of modules without code for it
-    of their own, and the members of enumerations, which the whole process shares.
+    """Whether instances of a trusted class are made as those of other classes are: those of modules and dicts without code
+    for it of their own, and the members of enumerations, which the whole process shares.
     """
     if not isinstance(found, type):
         return False
     if issubclass(found, enum.Enum):
         return True
     own = ("__new__", "__reduce__", "__reduce_ex__")
+    if issubclass(found, dict) and found.__new__ is dict.__new__ and not hasattr(found, "__setstate__"):
+        return all(getattr(found, name) is getattr(object, name) for name in own[1:])
     plain = all(getattr(found, name) is getattr(object, name) for name in own)
     return plain and issubclass(found, torch.nn.Module) and blank_for(found) is Blank
 

@@ -26,8 +26,8 @@ from ...plan.site import is_plain
 from ...surgery.rewritten_class import rewrite_all
 from ...surgery.routes.kept_methods import rebind
 from .allowed_names import PACKAGES, check_names, check_values
-from .stand_ins import Apart, Blank, BlankNamespace, ForeignError, Member, Sealed, SealedFunction, slots_of
-from .value_forms import Factory, Form, Mark, MethodForm, PartialForm, refilled
+from .stand_ins import Apart, Blank, BlankNamespace, ForeignError, Mark, Member, Sealed, SealedFunction, slots_of
+from .value_forms import Factory, Form, MethodForm, PartialForm, refilled
 
 #: Packages of layers. Their classes may be attributes of a model (`self.norm = nn.ReLU`), which its forward can call.
 #: Classes of whole models may not: the constructors of some download, or evaluate text of their configuration.
@@ -342,7 +342,8 @@ class _Judge:
         if not self._trust or (is_code and not inside(home or "", self._trust)):
             raise UntrustedFileError(f"it keeps {_named(value)} as a value, which files of models do not")
         own = getattr(value, "__dict__", None)
-        return self._dict(own) if type(own) is dict else ()
+        items = self._dict(value) if isinstance(value, dict) else []
+        return [*items, *(self._dict(own) if type(own) is dict else ())]
 
 
 def _of_class(cls: type, name: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import itertools
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -101,6 +102,21 @@ def _instance(cls: type) -> Any:
     return blank(cls) if blank_for(cls) else Apart(cls)
 
 
+class Mark:
+    """The first entry of a list or dict that is to be a container of another kind. A file cannot make one."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+    def __str__(self) -> str:
+        return "the beginning of a container"
+
+
+def _dict_of(cls: Any) -> Any:
+    """What a file fills in the place of an instance of a dict of a class of one's own; torch fills its own kinds alone."""
+    return OrderedDict([(Mark(lambda: cls.__new__(cls)), None)])
+
+
 class Sealed(type):
     """The type of the stand-ins that a file gets for classes. `trusted` ones may be kept as values, whatever they are."""
 
@@ -113,6 +129,8 @@ class Sealed(type):
             return Member(cls.original, args[0])
         if issubclass(cls.original, types.SimpleNamespace) and not args and not kwargs:
             return _instance(cls.original)
+        if issubclass(cls.original, dict) and cls.trusted:
+            return cls.original(*args) if args else _dict_of(cls.original)
         raise UntrustedFileError(f"it tries to call {cls.original.__module__}.{cls.original.__qualname__}")
 
 
@@ -149,7 +167,7 @@ def seal(original: type, *, trusted: bool = False) -> type:
             return tuple.__new__(original, args)
         if args:
             raise UntrustedFileError(f"it passes arguments to {original.__module__}.{original.__qualname__}")
-        return _instance(original)
+        return _dict_of(original) if issubclass(original, dict) else _instance(original)
 
     body = {"__new__": new, "original": original, "trusted": trusted, "__module__": original.__module__}
     return Sealed(original.__name__, (), body)

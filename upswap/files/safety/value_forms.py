@@ -12,11 +12,12 @@ import math
 import os
 import pathlib
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from ...errors import UntrustedFileError
-from .stand_ins import SafeGlobal
+from .stand_ins import Mark, SafeGlobal
 
 #: What gives the real value of a value that a form was called with.
 Opened = Callable[[Any], Any]
@@ -200,16 +201,6 @@ class Factory:
         return f"the type {self.original.__qualname__}"
 
 
-class Mark:
-    """The first entry of a list or dict that is to be a container of another kind. A file cannot make one."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.make = make
-
-    def __str__(self) -> str:
-        return "the beginning of a container"
-
-
 def _deque(*args: Any) -> list[Any]:
     """A list that the file fills, of which `refilled` makes the deque."""
     most = args[1] if len(args) == 2 else None
@@ -229,13 +220,15 @@ def _defaultdict(*args: Any) -> dict[Any, Any]:
 
 
 def refilled(value: Any) -> Any:
-    """The deque or defaultdict that a list or dict with a mark stands for; None for any other value."""
-    first = next(iter(value), None) if type(value) in (list, dict) else None
+    """The container that a list or dict with a mark stands for; None for any other value."""
+    first = next(iter(value), None) if type(value) in (list, dict, OrderedDict) else None
     if not isinstance(first, Mark):
         return None
     made = first.make()
     if isinstance(value, dict):
-        made.update((key, item) for key, item in value.items() if key is not first)
+        dict.update(made, [(key, item) for key, item in value.items() if key is not first])
+        if isinstance(value, OrderedDict):  # of a class that may have attributes too
+            vars(made).update(vars(value))
     else:
         made.extend(value[1:])
     return made
