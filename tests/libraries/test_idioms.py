@@ -23,7 +23,9 @@ FORMS = ("model.pt", "model.safetensors", "model")
 #: Those that torch.compile cannot take in one graph, unpatched neither: they warn, or make a scripted function.
 SEVERAL_GRAPHS = {"Segmentor aligned", "Scripted"}
 #: Those that another of the same code base stands for, but in the slow test.
-VARIANTS = {"NestedU", "Segmentor aligned", "BothWays attn bilinear"}
+VARIANTS = {
+    "NestedU", "Segmentor", "Segmentor aligned", "BothWays attn bilinear", "RecurrentFlow", "Boundary", "DenoisingUNet"
+}  # fmt: skip
 
 
 def spec_of(case: Case) -> str:

@@ -23,8 +23,13 @@ CALLS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("mode", "align_corners"), MODES)
+@pytest.mark.parametrize(
+    ("mode", "align_corners", "dtype"),
+    [
+        *((*mode, torch.float32) for mode in MODES),
+        *(pytest.param(*mode, torch.float64, marks=pytest.mark.slow) for mode in MODES),
+    ],
+)
 def test_a_scripted_module_is_the_module(mode: Any, align_corners: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5

@@ -106,7 +106,13 @@ SCRIPTED = {
 }
 
 
-@pytest.mark.parametrize("name", SCRIPTED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("FPN", "UPerNet", "DeepLabV3Plus") else ())
+        for name in SCRIPTED
+    ],
+)
 def test_a_scripted_model_is_the_patched_one(name: str) -> None:
     torch.jit.script(SCRIPTED[name]())  # the original can be
     model, before, after = trained(SCRIPTED[name])
