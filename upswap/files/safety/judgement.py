@@ -12,7 +12,7 @@ import re
 import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType
 from typing import Any
@@ -72,7 +72,7 @@ def judged(
     Raises `UntrustedFileError` for what no file of a model holds. `trust` has the packages whose code may be in it. Of the
     values in `foreign`, by their ids, none may be in it: their names are not admitted.
     """
-    judge = _Judge(trust)
+    judge = _Judge(trust, foreign)
     found = judge.opened(found)
     queue: list[tuple[Any, Any]] = [(found, None)]
     holders: dict[int, tuple[Any, Any]] = {}  # each value seen, and what it was first seen in
@@ -152,9 +152,10 @@ def check_parts(model: nn.Module, path: str) -> nn.Module:
 class _Judge:
     """Looks at one value after another, and opens the stand-ins in it."""
 
-    def __init__(self, trust: tuple[str, ...]) -> None:
+    def __init__(self, trust: tuple[str, ...], foreign: Collection[int]) -> None:
         self.blanks: list[Any] = []
         self._trust = trust
+        self._foreign = foreign  # the ids of what is refused by its name, which says more than where it is
         # Instances that took the place of a stand-in, and the values in their slots, by the instance's id.
         self._slots: dict[int, tuple[Any, list[Any]]] = {}
         # What takes the place of a value, by the value's id; the value is kept, so that no other gets its id.
@@ -284,6 +285,8 @@ class _Judge:
         """The state and the record of an instance to be."""
         of = vars(blank)
         cls, record, state = of["original"], of["record"], of.setdefault("state", {})
+        if id(cls) in self._foreign:
+            return [cls]
         if record is not None:
             _check_record(cls, record)
         if type(state) is not dict or (issubclass(cls, nn.Module) and not state):
@@ -303,7 +306,7 @@ class _Judge:
                     f"it gives a {cls.__qualname__} the attribute {_shown(name)}, which is no name"
                 )
             hidden = _of_class(cls, name)
-            if hidden is _MISSING:
+            if hidden is _MISSING or self._is_foreign(value):
                 continue
             # Data hides data, and also a method: it cannot be called (`layer.type = "Conv"`).
             if self._can_be_called(value) or (_is_code(hidden) and isinstance(value, Blank | BlankNamespace)):
@@ -315,13 +318,19 @@ class _Judge:
         for place, kind in (("_modules", Blank), ("_parameters", torch.Tensor), ("_buffers", torch.Tensor)):
             for name, value in _items(cls, place, state):
                 _check_name(cls, name)
+                if self._is_foreign(value):
+                    continue
                 real = value is None or isinstance(value, kind)
                 if not real or (kind is Blank and value is not None and not _is_module(value)):
                     raise UntrustedFileError(f"it has {_named(value)} among the {place[1:]} of a {cls.__qualname__}")
         for place in _HOOKS & state.keys():
             for _, value in _items(cls, place, state):
-                if type(value) is not bool and not self._is_hook(value):
+                if not (type(value) is bool or self._is_foreign(value) or self._is_hook(value)):
                     raise UntrustedFileError(f"it puts {_named(value)} in {cls.__qualname__}.{place}")
+
+    def _is_foreign(self, value: Any) -> bool:
+        """Whether a value is of a class that is not admitted, or a rewritten module of one."""
+        return id(value) in self._foreign or (isinstance(value, Blank) and id(vars(value)["original"]) in self._foreign)
 
     def _is_hook(self, value: Any) -> bool:
         """Whether a value may be called before or after a module: that of a norm of weights, or code that is trusted."""

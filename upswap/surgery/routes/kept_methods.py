@@ -87,16 +87,20 @@ def _methods(modules: Iterable[nn.Module]) -> Iterator[tuple[Callable[[Any], Non
                 queue.append(value)
 
 
+_CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set, frozenset)
+
+
 def _values(containers: Sequence[Any]) -> Iterator[Any]:
-    """All values in containers, at any depth."""
+    """All values in containers, at any depth. They are read without what their own classes make of reading."""
     seen: set[int] = set()
     queue = list(containers)
     while queue:
         value = queue.pop()
-        if isinstance(value, dict | list | tuple | set | frozenset):
+        kind = next((kind for kind in _CONTAINERS if isinstance(value, kind)), None)
+        if kind is not None:
             if id(value) not in seen:
                 seen.add(id(value))
-                queue += value.values() if isinstance(value, dict) else value
+                queue += dict.values(value) if kind is dict else kind.__iter__(value)
         elif isinstance(value, functools.partial):
             queue += [value.func, *value.args, *value.keywords.values()]
         else:
