@@ -29,7 +29,7 @@ from torch import nn
 
 import upswap
 from upswap import api
-from upswap.apps.cli import inspect_, run, tables
+from upswap.apps.cli import inspect_, output, run
 from upswap.apps.zoo.journal import Journal
 from upswap.apps.zoo.page import to_html
 from upswap.apps.zoo.report import to_csv
@@ -399,8 +399,8 @@ def test_progress_of_hostile_names(monkeypatch: pytest.MonkeyPatch, capsys: Any)
 
     drawn = io.StringIO()
     terminal = console(file=drawn, force_terminal=True, width=80)
-    monkeypatch.setattr(tables, "stderr", lambda: terminal)
-    with tables.progress("[/]\x1b]0;t\x07"):
+    monkeypatch.setattr(output, "stderr", lambda: terminal)
+    with output.progress("[/]\x1b]0;t\x07"):
         pass
     own = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn.getvalue())  # of rich's own
     assert "[/]" in own
