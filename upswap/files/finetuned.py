@@ -14,10 +14,10 @@ from typing import Any
 from torch import nn
 
 from ..errors import SourceError
-from ..nn.configs import DySampleConfig, Shapes, option_types
-from ..nn.registry import config_class
+from ..nn.configs import Shapes, option_types
+from ..nn.registry import config_class, make_upsampler
 from ..nn.state_dicts import options_in, shapes_at, upsamplers_in
-from ..plan.plan import Plan
+from ..plan.plan import Options, Plan
 from ..plan.site import Site
 from .checkpoint import Weights
 from .state_dict import assign
@@ -38,11 +38,10 @@ def give_trained(model: nn.Module, plan: Plan, weights: Weights) -> Weights:
     try:
         assign(model, weights.tensors, weights.path)
     except SourceError as error:
-        if "init_pos: " not in str(error):
+        advice = _other_values(plan, weights)
+        if advice is None:
             raise
-        # The base grids differ, which shapes do not show.
-        other = "match" if plan.options.config.get("init") == "paper" else "paper"
-        raise SourceError(str(error), f"Give --init {other} (in Python: init={other!r})") from error
+        raise SourceError(*error.args, advice) from error
     said = f"{len(weights.added)} of them of {len(plan.swapped)} upsamplers"
     return dataclasses.replace(weights, taken=f"{weights.taken}, {said}")
 
@@ -91,6 +90,35 @@ def _other_options(plan: Plan, found: Sequence[tuple[Site, Shapes]]) -> list[str
     return lines
 
 
+def _other_values(plan: Plan, weights: Weights) -> str | None:
+    """What to give where the upsamplers have the shapes of the plan and yet refuse their tensors: options that take them."""
+    upsampler = plan.options.upsampler
+    for site in plan.swapped:
+        inside = {
+            name[len(site.module or "") + 1 :]: tensor
+            for name, tensor in weights.tensors.items()
+            if name.startswith(f"{site.module}.")
+        }
+        shapes = {name: tuple(tensor.shape) for name, tensor in inside.items()}
+        if _takes(site, upsampler, site.config, inside):
+            continue
+        ways = [way for way in options_in(site, shapes, upsampler) if _takes(site, *way, inside)]
+        changes = [(name, _changed(upsampler, plan.options.config, name, options)) for name, options in ways]
+        if changes:
+            name, options = min(changes, key=lambda change: _distance(change[1]))
+            return f"Give {_flags(name, options, upsampler)}"
+    return None
+
+
+def _takes(site: Site, upsampler: str, options: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool:
+    made = make_upsampler(dataclasses.replace(site, config=options), upsampler)
+    try:
+        made.load_state_dict(dict(tensors))
+    except RuntimeError:
+        return False
+    return True
+
+
 def _distance(changed: Mapping[str, Any]) -> tuple[int, bool]:
     """How much there is to type; what is given is better than what is left out."""
     return len(changed), None in changed.values()
@@ -104,7 +132,7 @@ def _changed(asked: str, config: Mapping[str, Any], name: str, options: Mapping[
 
 def _flags(name: str, options: Mapping[str, Any], asked: str) -> str:
     """Options as they are typed on the command line, and in Python."""
-    own = option_types(DySampleConfig) if name == "dysample" else {}
+    own = option_types(config_class(name)) if name == Options.upsampler else {}  # the default's have flags of their own
     flags = [f"--upsampler {name}"] if name != asked else []
     for key, value in options.items():
         if key not in own:
