@@ -50,3 +50,18 @@ def test_tensors_without_bytes_are_named(name: str, tmp_path: Path) -> None:
         with pytest.raises(upswap.SaveError, match=says):
             upswap.save(model, tmp_path / name)
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_refused_state_dict_changes_nothing(tmp_path: Path) -> None:
+    """An upsampler trained on another base grid refuses its tensors; the layers before it keep theirs."""
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 1))
+
+    x = torch.zeros(1, 3, 8, 8)
+    torch.save(upswap.patch(net(), x, init="paper").state_dict(), tmp_path / "trained.pt")
+    model = upswap.patch(net(), x)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(upswap.SourceError, match="another base grid"):
+        upswap.load(tmp_path / "trained.pt", model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,30 @@ def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, *,
     problems = differences(model.state_dict(), tensors)
     if problems:
         raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {problems}")
+    refusals = _refusals(model, tensors)
+    if refusals:
+        cause = one_line("; ".join(refusals[:3]), 1000)
+        raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {cause}")
     if keep_dtype:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in tensors and tensors[name].dtype != tensor.dtype:
                 tensor.data = tensor.data.to(tensors[name].dtype)
     try:
         model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:  # what a layer says of its own, as an upsampler of its base grid
-        cause = one_line(str(error).strip().splitlines()[-1].strip(), 500)
-        raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {cause}") from error
+    except RuntimeError as error:  # a hook of the model's own
+        cause = one_line(str(error), 500)
+        raise SourceError(f"{path} cannot be loaded into this {type(model).__name__}: {cause}") from error
+
+
+def _refusals(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """What layers with a loading of their own say against their tensors, as an upsampler of another base grid does.
+
+    Asked of copies: torch would tell it when the rest of the model is loaded already.
+    """
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if type(module)._load_from_state_dict is not nn.Module._load_from_state_dict:
+            prefix = f"{path}." if path else ""
+            own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            copy.deepcopy(module)._load_from_state_dict(own, prefix, {}, False, [], [], found)
+    return found
