@@ -11,14 +11,11 @@ if TYPE_CHECKING:
     from .api import (
         Conversion,
         convert,
-        freeze_host,
         inspect,
-        param_groups,
-        parameters,
+        is_patched,
         patch,
         plan_of,
         unpatch,
-        upsamplers,
     )
     from .errors import (
         FilterError,
@@ -42,6 +39,9 @@ if TYPE_CHECKING:
     from .plan.plan import Options, Plan
     from .plan.site import KINDS, Site
     from .surgery.checking.verification import Report, capture, compare, verify
+    from .training.groups import freeze_host, param_groups, parameters, upsamplers
+    from .training.status import Status, status
+    from .training.switch import disabled
 
 __all__ = [
     "KINDS",
@@ -61,6 +61,7 @@ __all__ = [
     "ShapeError",
     "Site",
     "SourceError",
+    "Status",
     "UntrustedFileError",
     "UpswapError",
     "UpswapWarning",
@@ -69,8 +70,10 @@ __all__ = [
     "capture",
     "compare",
     "convert",
+    "disabled",
     "freeze_host",
     "inspect",
+    "is_patched",
     "load",
     "param_groups",
     "parameters",
@@ -78,6 +81,7 @@ __all__ = [
     "plan_of",
     "register_upsampler",
     "save",
+    "status",
     "unpatch",
     "upsamplers",
     "verify",
@@ -88,20 +92,20 @@ _HOMES = {
     "api": (
         "Conversion",
         "convert",
-        "freeze_host",
         "inspect",
-        "param_groups",
-        "parameters",
+        "is_patched",
         "patch",
         "plan_of",
         "unpatch",
-        "upsamplers",
     ),
     "files.checkpoint": ("load", "save"),
     "nn": ("DySample", "DySampleConfig", "register_upsampler"),
     "plan.plan": ("Options", "Plan"),
     "plan.site": ("KINDS", "Site"),
     "surgery.checking.verification": ("Report", "capture", "compare", "verify"),
+    "training.groups": ("freeze_host", "param_groups", "parameters", "upsamplers"),
+    "training.status": ("Status", "status"),
+    "training.switch": ("disabled",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

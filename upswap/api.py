@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import nn
 
-from .errors import InputError, UpswapWarning
+from .errors import InputError, OptionError, UpswapWarning
 from .files import checkpoint
 from .files.finetuned import give_trained
 from .files.naming import converted_name
@@ -27,6 +28,8 @@ from .surgery.operation import Operation
 from .surgery.options import check_same_options, make_options
 from .surgery.planning import check_model, decide
 from .surgery.replay import check_plan
+from .surgery.wrappers import the_patched
+from .training.groups import check_can_join, join
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,6 +45,7 @@ def patch(
     include: Patterns = None,
     exclude: Patterns = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     plan: Plan | None = None,
     strict: bool = False,
     share_layers: bool = False,
@@ -64,6 +68,10 @@ def patch(
         exclude: patterns over site names; sites that match one are kept.
         overrides: options that differ at some sites: `{"decoder.p2": {"groups": 8}, "re:backbone\..*": {"style": "pl"}}`. An
             exact name goes before a pattern; one that matches no site is an error.
+        optimizer: an optimiser that exists already: it gets the upsamplers' parameters, as a group with its own defaults and no
+            weight decay. One made after the patch needs nothing.
+        optimizer: one that exists already and holds `model`'s parameters: it gets the upsamplers' too, as a group with its own
+            defaults and no weight decay. One made after the patch needs nothing.
         plan: a Plan made before, carried out as it is; the options above are then not read.
         strict: raise where the default is to fall back and say so in the plan.
         share_layers: one upsampler for an `nn.Upsample` that is called at several places; each place gets its own otherwise.
@@ -79,6 +87,10 @@ def patch(
     A model that is patched already is given back as it is, with an `UpswapWarning`.
     """
     check_model(model)
+    if optimizer is not None:
+        if not inplace:
+            raise OptionError("optimizer= has the parameters of model, and inplace=False patches a copy of it")
+        check_can_join(optimizer)
     if rewrite.is_patched(model):
         count = len(rewrite.plan_of(model).swapped)
         warnings.warn(
@@ -87,8 +99,7 @@ def patch(
             UpswapWarning,
             stacklevel=2,
         )
-        return model
-    if plan is None:
+    elif plan is None:
         asked = make_options(
             upsampler,
             kinds=kinds,
@@ -99,11 +110,14 @@ def patch(
             share_layers=share_layers,
             **options,
         )
-        return cast(M, Operation(model, example_inputs, asked).apply(inplace=inplace))
-    rewritings = check_plan(model, plan)
-    if not inplace:
-        model = copy.deepcopy(model)
-    rewrite.apply(model, plan, rewritings)
+        model = cast(M, Operation(model, example_inputs, asked).apply(inplace=inplace))
+    else:
+        rewritings = check_plan(model, plan)
+        if not inplace:
+            model = copy.deepcopy(model)
+        rewrite.apply(model, plan, rewritings)
+    if optimizer is not None:
+        join(model, optimizer)
     return model
 
 
@@ -235,52 +249,18 @@ def unpatch(model: M) -> M:
 
     Raises `PlanError` where the model is not patched.
     """
-    rewrite.plan_of(model)
-    rewrite.undo(model)
+    rewrite.undo(the_patched(model))
     return model
 
 
 def plan_of(model: nn.Module) -> Plan:
-    """The Plan a model was patched with; `PlanError` where it is not patched."""
-    return rewrite.plan_of(model)
+    """The Plan a model was patched with, also of one inside a wrapper; `PlanError` where it is not patched."""
+    return rewrite.plan_of(the_patched(model))
 
 
-def upsamplers(model: nn.Module) -> dict[str, nn.Module]:
-    """The upsamplers of a patched model by their paths, in the order of the sites."""
-    return dict(rewrite.installed(model))
-
-
-def parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters that the patch added."""
-    for module in upsamplers(model).values():
-        yield from module.parameters()
-
-
-def param_groups(
-    model: nn.Module, lr: float, upsampler_lr: float | None = None, weight_decay: float = 0.0
-) -> list[dict[str, Any]]:
-    """Two optimiser groups: the host's trainable parameters at `lr`, the upsamplers' at `upsampler_lr` (`lr` by default).
-
-    DySample's published configurations use no multiplier; `weight_decay` is for both.
-    """
-    added = {id(parameter) for parameter in parameters(model)}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if id(p) not in added], "lr": lr, "weight_decay": weight_decay},
-        {
-            "params": [p for p in trainable if id(p) in added],
-            "lr": lr if upsampler_lr is None else upsampler_lr,
-            "weight_decay": weight_decay,
-        },
-    ]
-
-
-def freeze_host(model: M) -> M:
-    """Make the upsamplers' parameters the only ones that require gradients. Modes (train, eval) are not touched."""
-    added = {id(parameter) for parameter in parameters(model)}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in added)
-    return model
+def is_patched(model: nn.Module) -> bool:
+    """Whether a model, or one inside it, was patched: `upsamplers`, `status` and `param_groups` find something in it then."""
+    return any(rewrite.is_patched(module) for module in model.modules())
 
 
 def _count(model: nn.Module) -> int:

@@ -105,7 +105,7 @@ def test_refused_targets(how: dict[str, Any], message: str) -> None:
         DySample(4, 2)(torch.zeros(1, 4, 4, 4), **how)
 
 
-def test_a_replaced_convolution_is_not_silently_ignored() -> None:
+def test_a_replaced_projection_is_not_silently_ignored() -> None:
     module = DySample(4, 2)
     module.offset = nn.Sequential(module.offset)
     with pytest.raises(OptionError, match=r"DySample.offset was replaced by a Sequential"):

@@ -111,8 +111,9 @@ def test_deterministic_algorithms(style: str, dyscope: bool, mode: str, how: dic
 
 def test_a_hosts_later_initialisation_can_be_undone() -> None:
     def xavier(module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight)
+        for parameter in module.parameters(recurse=False):
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
 
     module = DySample(8, 2, dyscope=True, mode="nearest")
     x = torch.randn(1, 8, 4, 5)

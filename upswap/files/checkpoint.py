@@ -24,6 +24,7 @@ from ..architectures.spec import parse, path_of
 from ..errors import OptionError, PlanError, SaveError, SourceError, UpswapWarning
 from ..nn.state_dicts import upsamplers_in
 from ..shown import errors_shown
+from ..surgery.wrappers import unwrapped
 from . import atomic
 from .fitting import Fit, choose, differences, several
 from .formats import description, folder
@@ -46,12 +47,14 @@ def save(model: nn.Module, path: str | Path, *, source: str | Path | None = None
     no suffix: then it is a folder in the layout of model hubs, with the library's own configuration for models of
     transformers and segmentation_models_pytorch. `source` is where the model came from: a file or folder, which is
     then never written over, or a spec, which is kept so that `load` needs no model, once it is seen to build this
-    architecture. Models of segmentation_models_pytorch know their own spec.
+    architecture. Models of segmentation_models_pytorch know their own spec. Of a model in one of torch's wrappers
+    (DistributedDataParallel, torch.compile, AveragedModel) the model inside is written.
 
     Raises:
         SaveError: the target exists and `force` is not set, or it cannot be written; what was there before still is.
     """
     path = Path(path)
+    model = unwrapped(model)
     check_target(path, source=source, force=force)
     if _is_folder(path):
         folder.save(model, _spec_for(model, source, path), path, force=force)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .composed import ByChannels, Cascade
     from .configs import CARAFEConfig, DySampleConfig, UpsamplerConfig
     from .dysample import DySample
+    from .projection import Projection
     from .registry import register_upsampler
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Cascade",
     "DySample",
     "DySampleConfig",
+    "Projection",
     "UpsamplerConfig",
     "register_upsampler",
 ]
@@ -39,6 +41,7 @@ _HOMES = {
     "DySampleConfig": "configs",
     "UpsamplerConfig": "configs",
     "DySample": "dysample",
+    "Projection": "projection",
     "register_upsampler": "registry",
 }
 

@@ -18,6 +18,7 @@ from ..plan.site import Site
 from .arguments import check_choice, plain, positive_int, scale_pair, target
 from .composed import make_cascaded
 from .configs import DEFAULT_GROUPS, DySampleConfig, Init, Style, nominal_scale
+from .projection import Projection, weights_of
 from .registry import register_upsampler
 from .sampling import memory_format as layout
 from .sampling import positions as sampling
@@ -27,9 +28,13 @@ from .sampling.positions import Mapping, Mode, Pair, Ratio, Reading, Scheme
 from .sampling.sampler import upsample
 from .scripted import dysample_forward
 from .tracing import leaf, scripted_as
+from .watch import is_noise, values, watch
 
 # The paper's, section 4.
 PAPER_OFFSET_STD = 0.001
+
+# Of a million normal numbers none is further out, in standard deviations.
+_FAR = 6
 
 # `offset.bias` at the start of a dynamic-scope module that matches a resize. With an offset of exactly 0 the product
 # sigmoid(scope) * offset would give `scope` no gradient in the first step. 2**-44 moves a sampling point by 1.4e-14
@@ -157,8 +162,8 @@ class DySample(nn.Module):
             )
         else:
             conv_in //= sub_pixels
-        self.offset = _pointwise(conv_in, conv_out, True, device, dtype)
-        self.scope: nn.Conv2d | None = _pointwise(conv_in, conv_out, False, device, dtype) if dyscope else None
+        self.offset = Projection(conv_in, conv_out, True, device, dtype)
+        self.scope = Projection(conv_in, conv_out, False, device, dtype) if dyscope else None
         init_pos = self._initial_positions()
         if init_pos is not None:
             like = self.offset.weight
@@ -177,9 +182,8 @@ class DySample(nn.Module):
                 nn.init.normal_(self.offset.weight, std=PAPER_OFFSET_STD)
             else:
                 nn.init.zeros_(self.offset.weight)
-            nudged = self.dyscope and self.init == "match"
             if self.offset.bias is not None:
-                nn.init.constant_(self.offset.bias, _NUDGE if nudged else 0.0)
+                nn.init.constant_(self.offset.bias, self._start_bias())
             if self.scope is not None:
                 nn.init.zeros_(self.scope.weight)
                 if self.scope.bias is not None:
@@ -187,6 +191,52 @@ class DySample(nn.Module):
             init_pos = self._initial_positions()
             if init_pos is not None:
                 self.init_pos.copy_(init_pos)
+        for projection in self.children():
+            if isinstance(projection, Projection):
+                projection.note_values()
+
+    def is_as_initialised(self) -> bool:
+        """Whether the weights are what `reset_parameters` puts there; False too where they have no values."""
+        parameters = {name: values(parameter) for name, parameter in self.named_parameters()}
+        if any(value is None for value in parameters.values()):
+            return False
+        for name, value in cast(dict[str, Tensor], parameters).items():
+            if name == "offset.weight" and self.init == "paper":
+                if not 0 < float(value.float().abs().max()) < _FAR * PAPER_OFFSET_STD:
+                    return False
+                continue
+            start = self._start_bias() if name == "offset.bias" else 0.0
+            if not torch.equal(value, torch.full_like(value, start)):
+                return False
+        return True
+
+    def misfit(self) -> str | None:
+        """What makes the values unfit for use: some are no numbers, or `init_pos` is of another base grid. None if nothing."""
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            found = values(tensor)
+            if found is not None and not bool(torch.isfinite(found).all()):
+                return f"has values in {name} that are no numbers"
+        loaded = values(self.init_pos) if "init_pos" in self._buffers else None
+        problem = None if loaded is None else self._init_pos_problem(loaded)
+        return None if problem is None else f"has another init_pos than it was made with: {problem}"
+
+    def reinitialised(self) -> str | None:
+        """What shows, before any training, that a host's initialisation went over the offsets; None if nothing does.
+
+        That is a weight of independent entries that neither `reset_parameters` nor a load put there.
+        """
+        offset: nn.Module = self.offset  # an nn.Conv2d in files of upswap 0.1
+        weight = values(offset.weight) if isinstance(offset, Projection) and offset.was_changed() else None
+        if weight is None or self.is_as_initialised() or not is_noise(weight):
+            return None
+        return (
+            f"has an offset.weight of independent random numbers (standard deviation {float(weight.double().std()):.2g}): "
+            "an initialisation of the host's went over it. reset_parameters() of each of upswap.upsamplers(model) puts step "
+            "0 back"
+        )
+
+    def _start_bias(self) -> float:
+        return _NUDGE if self.dyscope and self.init == "match" else 0.0
 
     @scripted_as(dysample_forward)
     @leaf
@@ -214,6 +264,8 @@ class DySample(nn.Module):
             OptionError: both size and scale_factor are given, or one of them is not one value or a pair.
         """
         self._check_input(x)
+        if self.training and not torch.compiler.is_compiling() and isinstance(self.offset, Projection):
+            watch(self, self.offset.weight, x)
         shape, factors, smaller = target(x, size, scale_factor, self.scale)
         if smaller:
             return Mapping(self.mode, self.align_corners).resize(x, size, scale_factor)
@@ -266,10 +318,10 @@ class DySample(nn.Module):
         So the submodules only hold the weights: they are not called, and forward hooks on them do not run.
         """
         dtype = sampling.compute_dtype(x.dtype)
-        weight, bias = (parameter.to(dtype) for parameter in _weights("offset", self.offset))
+        weight, bias = (parameter.to(dtype) for parameter in weights_of("offset", self.offset))
         if self.scope is not None:
             # Offset and scope as one convolution, which reads x once.
-            scope_weight, scope_bias = (parameter.to(dtype) for parameter in _weights("scope", self.scope))
+            scope_weight, scope_bias = (parameter.to(dtype) for parameter in weights_of("scope", self.scope))
             weight, bias = torch.cat((weight, scope_weight)), torch.cat((bias, scope_bias))
         if self.style == "lp":
             return pointwise(x, weight, bias)
@@ -352,31 +404,6 @@ class DySample(nn.Module):
         if self.align_corners:
             parts.append("align_corners=True")
         return ", ".join(parts)
-
-
-def _pointwise(
-    conv_in: int, conv_out: int, bias: bool, device: torch.device | str | int | None, dtype: torch.dtype | None
-) -> nn.Conv2d:
-    """A 1x1 convolution without values yet.
-
-    Its own initialisation is left to the meta device, where it draws no random numbers: they would only be overwritten,
-    and every random number that follows in the user's program would be another one than without the upsampler.
-    """
-    conv = nn.Conv2d(conv_in, conv_out, 1, bias=bias, device="meta", dtype=dtype)
-    conv.weight = nn.Parameter(torch.empty(conv.weight.shape, device=device, dtype=dtype))
-    if conv.bias is not None:
-        conv.bias = nn.Parameter(torch.empty(conv.bias.shape, device=device, dtype=dtype))
-    return conv
-
-
-def _weights(name: str, conv: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution of a DySample, zeros for a bias it does not have."""
-    if not isinstance(conv, nn.Conv2d):
-        raise OptionError(
-            f"DySample.{name} was replaced by a {type(conv).__name__}, which would be ignored: a DySample reads the "
-            "weights of its convolutions and does not call them. Leave it out of what wraps or replaces convolutions"
-        )
-    return conv.weight, conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
 
 
 @register_upsampler(

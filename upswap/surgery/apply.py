@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -160,6 +161,11 @@ def _undo_module(model: nn.Module, module: nn.Module) -> None:
         original = module.__dict__[_ORIGINAL]
         original.train(module.training)
         _swap_everywhere(model, module, original)
+
+
+def original_layer(upsampler: nn.Module) -> nn.Module | None:
+    """The layer whose place an upsampler took; None where it was a call."""
+    return cast("nn.Module | None", upsampler.__dict__.get(_ORIGINAL))
 
 
 def installed(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -22,6 +22,7 @@ from . import apply as rewrite
 from .routes.choose import Rewriting, rewrite_owner
 from .selection import select
 from .trial import doubtful, unproved
+from .wrappers import check_not_wrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,9 +216,4 @@ def check_model(model: nn.Module) -> None:
         raise OptionError(
             f"the submodule {inside} is patched already; upswap.unpatch it first, then patch the whole model"
         )
-    wrapped = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
-    inner = wrapped.get(type(model).__name__)
-    if inner is not None and hasattr(model, inner):
-        raise OptionError(
-            f"this model is wrapped in {type(model).__name__}; patch the model inside, model.{inner}, before it is wrapped"
-        )
+    check_not_wrapped(model)

@@ -94,12 +94,13 @@ def _of_model(patched: str, original: str | None, key: str | None, trust: tuple[
     from ... import api
     from ...errors import PlanError
     from ...surgery.apply import is_patched
+    from ...training.groups import parameters, upsamplers
 
     model, spec, taken = _open(patched, original, key, trust)
     if not is_patched(model):
         raise PlanError(f"{patched} holds a {type(model).__name__} that is not patched: there is nothing to take out")
-    count = len(api.upsamplers(model))
-    dropped = sum(parameter.numel() for parameter in api.parameters(model))
+    count = len(upsamplers(model))
+    dropped = sum(parameter.numel() for parameter in parameters(model))
     api.unpatch(model)
     return _TakenOut(_saving(model, spec or patched), _class_name(model), taken, count, dropped)
 

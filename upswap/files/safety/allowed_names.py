@@ -41,7 +41,13 @@ from .stand_ins import (
 from .value_forms import form_of
 
 #: upswap's own classes that files have; nothing else of it is admitted.
-UPSAMPLERS: tuple[str, ...] = ("upswap.nn.ByChannels", "upswap.nn.CARAFE", "upswap.nn.Cascade", "upswap.nn.DySample")
+UPSAMPLERS: tuple[str, ...] = (
+    "upswap.nn.ByChannels",
+    "upswap.nn.CARAFE",
+    "upswap.nn.Cascade",
+    "upswap.nn.DySample",
+    "upswap.nn.Projection",
+)
 
 #: Packages whose classes are admitted, each cut down to the parts that models are made of.
 PACKAGES: tuple[str, ...] = (

@@ -1,0 +1,129 @@
+"""Groups for an optimiser, and upsamplers found through what a model is wrapped in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import upswap
+from models import patched, unet
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 1)
+    )
+
+
+class Lit(nn.Module):
+    def __init__(self, *nets: nn.Module) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+
+def test_groups() -> None:
+    model = upswap.patch(small())
+    host, no_decay, added = upswap.param_groups(model, lr=1e-3, upsampler_lr=1e-2, weight_decay=0.1)
+    assert [group["name"] for group in (host, no_decay, added)] == ["host", "host_no_decay", "upsamplers"]
+    assert [group["lr"] for group in (host, no_decay, added)] == [1e-3, 1e-3, 1e-2]
+    assert [group["weight_decay"] for group in (host, no_decay, added)] == [0.1, 0.0, 0.0]
+    assert [p.ndim for p in host["params"]] == [4, 4]
+    assert [p.ndim for p in no_decay["params"]] == [1, 1, 1, 1]
+    assert list(map(id, added["params"])) == list(map(id, upswap.parameters(model)))
+
+
+def test_the_optimisers_own_weight_decay_stays_in_force() -> None:
+    optimizer = torch.optim.AdamW(upswap.param_groups(upswap.patch(small()), lr=1e-3), weight_decay=0.3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0, 0.0]
+
+
+def test_rates_of_the_upsamplers() -> None:
+    model = upswap.patch(small())
+    assert upswap.param_groups(model, 1e-3)[-1]["lr"] == 1e-3
+    group = upswap.param_groups(model, 1e-3, upsampler_lr_mult=10, upsampler_weight_decay=0.5)[-1]
+    assert (group["lr"], group["weight_decay"]) == (pytest.approx(1e-2), 0.5)
+    with pytest.raises(upswap.OptionError, match="not both"):
+        upswap.param_groups(model, 1e-3, 1e-2, upsampler_lr_mult=10)
+
+
+def test_what_is_frozen_is_in_no_group() -> None:
+    model = upswap.freeze_host(upswap.patch(small()))
+    (group,) = upswap.param_groups(model, lr=1e-3)
+    assert group["name"] == "upsamplers"
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        lambda model: torch.compile(model, backend="eager"),
+        Lit,
+    ],
+    ids=["DataParallel", "AveragedModel", "compile", "trainer"],
+)
+def test_wrappers_are_seen_through(wrap: type[nn.Module]) -> None:
+    model = patched(unet())
+    wrapper = wrap(model)
+    names = list(upswap.upsamplers(model))
+    found = upswap.upsamplers(wrapper)
+    assert [name.endswith(f".{own}") for name, own in zip(found, names, strict=True)] == [True] * len(names)
+    assert all(wrapper.get_submodule(path) is module for path, module in found.items())
+    assert upswap.plan_of(wrapper) == upswap.plan_of(model)
+    assert upswap.is_patched(wrapper)
+    assert len(upswap.param_groups(wrapper, lr=1.0)[-1]["params"]) == len(list(upswap.parameters(model)))
+
+
+def test_several_patched_models() -> None:
+    both = Lit(upswap.patch(small()), upswap.patch(small()))
+    assert list(upswap.upsamplers(both)) == ["nets.0.2", "nets.1.2"]
+    with pytest.raises(upswap.PlanError, match=r"several patched models in it: nets\.0, nets\.1"):
+        upswap.plan_of(both)
+
+
+def test_what_was_sharded_is_not_patched() -> None:
+    class FSDPModule:
+        __module__ = "torch.distributed.fsdp"
+
+    model = small()
+    model[0].__class__ = type("FSDPConv2d", (FSDPModule, nn.Conv2d), {})
+    with pytest.raises(upswap.OptionError, match="0 is sharded by fully_shard"):
+        upswap.patch(model)
+
+
+# -- an optimiser that exists ---------------------------------------------------------------------------------------------
+
+
+def test_an_optimiser_gets_what_the_patch_added() -> None:
+    model = small()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.3)
+    upswap.patch(model, optimizer=optimizer)
+    _, added = optimizer.param_groups
+    assert (added["lr"], added["weight_decay"]) == (0.1, 0.0)
+    assert list(map(id, added["params"])) == list(map(id, upswap.parameters(model)))
+    model(torch.randn(1, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    assert not any(module.is_as_initialised() for module in upswap.upsamplers(model).values())
+
+
+def test_an_optimiser_of_a_patched_model_gets_what_it_lacks_once() -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    upswap.patch(model)
+    for _ in range(2):
+        with pytest.warns(upswap.UpswapWarning, match="patched already"):
+            upswap.patch(model, optimizer=optimizer)
+        assert len(optimizer.param_groups) == 2
+
+
+def test_a_scheduler_that_exists_is_not_left_behind() -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    with pytest.raises(upswap.OptionError, match=r"then make the scheduler"):
+        upswap.patch(model, optimizer=optimizer)
+    assert not upswap.is_patched(model)
+    with pytest.raises(upswap.OptionError, match="a copy"):
+        upswap.patch(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), inplace=False)

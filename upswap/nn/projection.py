@@ -1,0 +1,90 @@
+"""The weights from which an upsampler predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+
+# Beside the modules, not in them: no file has it.
+_noted: WeakKeyDictionary[nn.Module, list[tuple[int, int]]] = WeakKeyDictionary()
+
+
+class Projection(nn.Module):
+    """Weight (out, in, 1, 1) and bias (out) of a 1x1 convolution that an upsampler computes itself; not to be called.
+
+    It is no `nn.Conv2d`, whose keys it has: code that initialises, quantises or adapts all convolutions of a model would
+    change the weights, or take them away, without the upsampler hearing of it.
+    """
+
+    __module__ = "upswap.nn"  # the address in files, which outlive the file it stands in
+
+    if TYPE_CHECKING:  # TorchScript cannot read this annotation
+        bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bias: bool,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Memory without values: the upsampler's `reset_parameters` gives them, and draws no random number for it."""
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 1, 1, device=device, dtype=dtype))
+        values = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if values is None else nn.Parameter(values))
+
+    def note_values(self) -> None:
+        """Take the values as they are for known: the upsampler's own, or loaded."""
+        _noted[self] = self._versions()
+
+    def was_changed(self) -> bool:
+        """Whether the parameters were written to, or replaced, since their values were known. A step of an optimiser does."""
+        return _noted.get(self) != self._versions()
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(id(parameter), parameter._version) for parameter in self.parameters() if not parameter.is_inference()]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Projection:
+        """Cast or move the parameters, which changes no value that was known."""
+        known = not self.was_changed()
+        super()._apply(fn, recurse)
+        if known:
+            self.note_values()
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        """Copies and files give known values."""
+        super().__setstate__(state)
+        self.note_values()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.note_values()
+
+    def extra_repr(self) -> str:
+        """The channels, for `print(model)`."""
+        return f"{self.in_channels}, {self.out_channels}{'' if self.bias is not None else ', bias=False'}"
+
+
+def weights_of(name: str, projection: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a projection of an upsampler, zeros for a bias it does not have.
+
+    Raises `OptionError` where something else was put in its place. Files of upswap 0.1 have an `nn.Conv2d` there.
+    """
+    if not isinstance(projection, Projection | nn.Conv2d):
+        raise OptionError(
+            f"DySample.{name} was replaced by a {type(projection).__name__}, which would be ignored: a DySample reads the "
+            "weights of its projections and does not call them. Leave it out of what wraps or replaces layers"
+        )
+    weight, bias = projection.weight, projection.bias
+    return weight, weight.new_zeros(projection.out_channels) if bias is None else bias

@@ -1,0 +1,29 @@
+"""One upsampler in a `Status`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+State = Literal["as initialised", "trained", "lost", "no values", "unknown"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One upsampler, at its path in the model."""
+
+    path: str
+    state: State
+    """As its initialisation left it; other than that; lost: what it learned, or step 0, is gone (see `problems`); on the meta
+    device; or of a kind whose values tell nothing."""
+    trainable: bool
+    in_optimizer: bool | None
+    """Whether all of its trainable parameters are in the optimiser; None where none was given."""
+    in_ema: bool | None
+    """Whether all of its keys are in the averaged weights; None where none were given."""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is lost: no problem was found."""
+        return not self.problems

@@ -1,0 +1,46 @@
+"""The rows of a `Status` for people."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from ..console import console, words
+from ..shown import Html, tag
+
+if TYPE_CHECKING:
+    from .row import Row
+
+_TITLES = ("upsampler", "state", "trainable", "optimiser", "EMA")
+
+
+def as_text(rows: Iterable[Row]) -> str:
+    """A table, and below it what is wrong and what to do."""
+    rows = tuple(rows)
+    text = io.StringIO()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in _TITLES:
+        table.add_column(title)
+    for row in rows:
+        table.add_row(*map(words, _cells(row)))
+    printer = console(file=text, width=100)
+    printer.print(table)
+    for row in rows:
+        for problem in row.problems:
+            printer.print(words(f"{row.path}: {problem}"), soft_wrap=True)  # what is pasted stays in its line
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def as_html(rows: Iterable[Row]) -> Html:
+    """The same as an HTML table."""
+    head = tag("tr", *(tag("th", title) for title in (*_TITLES, "problems")))
+    lines = (tag("tr", *(tag("td", cell) for cell in (*_cells(row), "; ".join(row.problems)))) for row in rows)
+    return tag("table", head, *lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    said = {True: "yes", False: "NO", None: "-"}
+    return row.path, row.state, said[row.trainable], said[row.in_optimizer], said[row.in_ema]
