@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,16 @@ def test_types_and_layouts(dtype: torch.dtype, tolerance: float, memory_format: 
     invariants.assert_close([out], [expected], tolerance)
     assert out.stride() == expected.stride()
     invariants.check_learning(patched, x)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_what_is_patched_without_gradients_can_be_trained(mode: Any) -> None:
+    frozen = build().requires_grad_(False)
+    for model in (build(), frozen):
+        with mode():
+            upswap.patch(model)
+        assert {parameter.requires_grad for parameter in upswap.parameters(model)} == {True}
+        invariants.check_learning(model, image())
 
 
 @pytest.mark.parametrize("given", [False, True])

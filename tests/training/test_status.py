@@ -101,9 +101,10 @@ def test_an_optimiser_made_before_the_patch() -> None:
     trained(model)
     found = upswap.status(model, before)
     assert {row.in_optimizer for row in found.rows} == {False}
-    (advice,) = {row.problems[0] for row in found.rows}
+    (advice,) = {problem for row in found.rows for problem in row.problems}
     # What it tells people to do works when pasted.
     exec(advice.partition(": ")[2].partition(", or make")[0], {"optimizer": before, "model": model, "upswap": upswap})
+    assert str(found).endswith(f"and {len(found.rows) - 2} more: {advice}")
     assert upswap.status(model, before).ok
     assert upswap.status(model, [torch.optim.SGD(model.encoder.parameters(), lr=1.0), before]).ok
 

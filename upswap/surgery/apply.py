@@ -33,7 +33,8 @@ _ORIGINAL = "_upswap_original"
 def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> None:
     """Change `model` as `plan` says, with the rewriting of each owner by its path. On any error the model is as it was."""
     swapped = plan.swapped
-    made = {site.name: _new_upsampler(model, site, plan) for site in swapped}
+    with torch.inference_mode(False):  # parameters made in it can never be trained
+        made = {site.name: _new_upsampler(model, site, plan) for site in swapped}
     steps: list[Callable[[], None]] = []
     for path, sites in by_owner(plan.sites).items():
         if not any(site.swap for site in sites):

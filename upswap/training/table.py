@@ -28,9 +28,11 @@ def as_text(rows: Iterable[Row]) -> str:
         table.add_row(*map(words, _cells(row)))
     printer = console(file=text, width=100)
     printer.print(table)
-    for row in rows:
-        for problem in row.problems:
-            printer.print(words(f"{row.path}: {problem}"), soft_wrap=True)  # what is pasted stays in its line
+    for problem in dict.fromkeys(problem for row in rows for problem in row.problems):
+        paths = [row.path for row in rows if problem in row.problems]
+        more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
+        # What is pasted stays in its line.
+        printer.print(words(f"{', '.join(paths[:2])}{more}: {problem}"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
