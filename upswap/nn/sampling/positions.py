@@ -277,16 +277,19 @@ def shuffle(field: Tensor, scale: Pair) -> Tensor:
     batch, channels, height, width = field.shape
     vertical, horizontal = scale
     channels //= vertical * horizontal
-    if vertical == horizontal and _shuffles_fast(field):
+    plain = plain_functions_wanted()
+    if vertical == horizontal and (plain or _shuffles_fast(field)):
         return F.pixel_shuffle(field, vertical)
+    if plain:  # who converts the graph may know no more than four dimensions
+        by_row = field.reshape(batch * channels * vertical, horizontal, height * width).transpose(1, 2)
+        by_row = by_row.reshape(batch * channels, vertical, height, width * horizontal).transpose(1, 2)
+        return by_row.reshape(batch, channels, height * vertical, width * horizontal)
     by_cell = field.reshape(batch, channels, vertical, horizontal, height, width)
     return by_cell.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, height * vertical, width * horizontal)
 
 
 def _shuffles_fast(field: Tensor) -> bool:
     """Whether torch's own pixel_shuffle is the faster way (measured on torch 2.15, on a CPU); it cannot train on no images."""
-    if plain_functions_wanted():  # one graph for all sizes
-        return False
     return field.numel() > 0 and (field.numel() <= _SMALL_FIELD or is_channels_last(field))
 
 

@@ -66,25 +66,33 @@ def _forward(x: Tensor, field: Tensor, reading: Reading, *, plain: bool = False)
     if not plain and prefers(x, scheme):
         rows, columns = _base(x, reading, normal=False)
         full = x.to(sampling.compute_dtype(x.dtype))
-        return gather(full, _offsets(field, reading), rows, columns, scheme.gain).to(x.dtype)
-    return _read(x, _grid(x, field, reading, plain=plain), scheme, plain=plain)
+        offsets = _offsets(field, reading).view(x.shape[0], 2, scheme.groups, *reading.size)
+        return gather(full, offsets, rows, columns, scheme.gain).to(x.dtype)
+    return _read(x, (_plain_grid if plain else _grid)(x, field, reading), scheme, plain=plain)
 
 
-def _grid(x: Tensor, field: Tensor, reading: Reading, *, plain: bool = False) -> Tensor:
+def _grid(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
     """Where `grid_sample(align_corners=False)` reads `x`: (B * G, h, w, 2)."""
     rows, columns = _base(x, reading, normal=True)
-    offsets = _offsets(field, reading)
+    offsets = _offsets(field, reading).view(x.shape[0], 2, reading.scheme.groups, *reading.size)
     gain = reading.scheme.gain
     horizontal = columns, offsets[:, 0], 2 * gain / x.shape[3]
     vertical = rows.unsqueeze(1), offsets[:, 1], 2 * gain / x.shape[2]
-    if plain:
-        grid = torch.stack([torch.add(base, offset, alpha=k) for base, offset, k in (horizontal, vertical)], dim=2)
-    else:
-        grid = offsets.new_empty(x.shape[0], reading.scheme.groups, 2, *reading.size)
-        for axis, (base, offset, k) in enumerate((horizontal, vertical)):
-            torch.add(base, offset, alpha=k, out=grid[:, :, axis])
+    grid = offsets.new_empty(x.shape[0], reading.scheme.groups, 2, *reading.size)
+    for axis, (base, offset, k) in enumerate((horizontal, vertical)):
+        torch.add(base, offset, alpha=k, out=grid[:, :, axis])
     # A view: only strides say that coordinates come last, and planes are written faster.
     return grid.flatten(0, 1).permute(0, 2, 3, 1)
+
+
+def _plain_grid(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
+    """The same for whoever converts the graph: no tensor of more than four dimensions, and sizes in scalar arithmetic alone."""
+    rows, columns = _base(x, reading, normal=False)
+    groups, gain = reading.scheme.groups, reading.scheme.gain
+    offsets = _offsets(field, reading)
+    horizontal = sampling.normalised(offsets[:, :groups] * gain + columns, x.shape[3])
+    vertical = sampling.normalised(offsets[:, groups:] * gain + rows.unsqueeze(1), x.shape[2])
+    return torch.stack((horizontal.flatten(0, 1), vertical.flatten(0, 1)), dim=-1)
 
 
 def _read(x: Tensor, grid: Tensor, scheme: Scheme, *, plain: bool = False) -> Tensor:
@@ -247,7 +255,7 @@ _MOST_KEPT = 256
 
 
 def _offsets(field: Tensor, reading: Reading) -> Tensor:
-    """Offsets before their constant gain, in source pixels: (B, 2, G, h, w), horizontal first."""
+    """Offsets before their constant gain, in source pixels: (B, 2 * G, h, w), horizontal first."""
     size, scheme = reading.size, reading.scheme
     if scheme.scope:
         field = F.glu(field, dim=1)  # offset * sigmoid(scope)
@@ -256,7 +264,7 @@ def _offsets(field: Tensor, reading: Reading) -> Tensor:
     if resized:
         # Offsets are in source pixels at any resolution: their values stay.
         offsets = F.interpolate(offsets, size=size, mode="bilinear", align_corners=False)
-    return offsets.view(field.shape[0], 2, scheme.groups, *size)
+    return offsets
 
 
 def _is_resized(field: Tensor, reading: Reading) -> bool:
@@ -270,7 +278,7 @@ def _is_resized(field: Tensor, reading: Reading) -> bool:
 def _at_target(field: Tensor, reading: Reading) -> tuple[Tensor, Reading]:
     """A field with one pixel for every output pixel, that is read as `field` is."""
     plain = reading.scheme._replace(cells=(1, 1), scope=False)
-    offsets, gain = _offsets(field, reading).flatten(1, 2), reading.scheme.gain
+    offsets, gain = _offsets(field, reading), reading.scheme.gain
     return offsets if plain.gain == gain else offsets * (gain / plain.gain), reading._replace(scheme=plain)
 
 
