@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -465,3 +466,36 @@ def test_a_number_that_is_no_plain_one_is_counted_to_as_well(place: str, tmp_pat
         assert time.process_time() - start < 5
         model.__dict__.pop("num_layers", None)
         model._buffers.pop("num_layers", None)
+
+
+@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant|Sparse CSR)")
+def test_tensors_of_every_kind_come_back(tmp_path: Path) -> None:
+    """What torch.save writes of them is let through."""
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 1))
+    model[0].weight.note = ["x"]
+    for name, buffer in {
+        "sparse": torch.eye(3).to_sparse(),
+        "compressed": torch.eye(3).to_sparse_csr(),
+        "expanded": torch.zeros(1).expand(5, 7),
+        "empty": torch.zeros(0, 3),
+        "short": torch.zeros(3, dtype=torch.uint16),
+        "conjugate": torch.ones(2, dtype=torch.complex64).conj(),
+    }.items():
+        model.register_buffer(name, buffer)
+    model.values = [
+        torch.Size([1, 2]),
+        {1, 2},
+        1j,
+        b"\xff",
+        b"\xff" * 50,
+        OrderedDict(a=1),
+        Counter("aab"),
+        torch.empty(3, device="meta"),
+    ]
+    got: Any = upswap.load(upswap.save(model, tmp_path / "model.pt"))
+    assert got[0].weight.note == ["x"]
+    assert got.values[:-1] == model.values[:-1]
+    assert torch.equal(got.sparse.to_dense(), torch.eye(3))
+    assert torch.equal(got.compressed.to_dense(), torch.eye(3))
+    assert got.conjugate.is_conj()
+    assert got.expanded.shape == (5, 7)

@@ -93,7 +93,8 @@ def warn_where_not_loadable(model: nn.Module, path: Path) -> None:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         pairs = trusting.safe_globals(names, str(path))
         screen.instructions(pickled, names, trusting.restoring(pairs))
-        judged(_unpickled(path, pairs, "meta"))
+        # torch checks the indices of sparse tensors, which have to be read for it.
+        judged(_unpickled(path, pairs, "cpu" if b"_rebuild_sparse_tensor" in pickled else "meta"))
     except SourceError as error:
         told = UpswapWarning(
             f"the file is written, and upswap.load will refuse it without trust: {error.args[0]}",
