@@ -128,8 +128,11 @@ def _spellings(found: Iterable[str]) -> Iterator[tuple[dict[str, str], tuple[str
 def _prefixes(names: Iterable[str], own: Tensors) -> Counter[str]:
     """The prefixes behind which names of the model stand, and how many of them."""
     found: Counter[str] = Counter()
+    longest = max(map(len, own), default=0)
     for name in names:
-        at = 0
+        at = name.find(".", len(name) - longest - 1) + 1 if len(name) > longest else 0
+        if not at and len(name) > longest:
+            continue
         while True:
             if name[at:] in own:
                 found[name[:at]] += 1

@@ -124,7 +124,7 @@ class Evil:
     """Fails after what comes before it in a file was made."""
 
     def __reduce__(self) -> Any:
-        return set, (1,)
+        return set, ([[]],)
 
 
 def test_no_code_of_a_class_runs_before_the_whole_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,11 @@ from torch import nn
 from ...architectures.packages import inside
 from ...errors import UntrustedFileError
 from ...plan.site import is_plain
+from ...shown import one_line
 from ...surgery.rewritten_class import rewrite_all
 from ...surgery.routes.kept_methods import rebind
 from .allowed_names import PACKAGES, check_names, check_values
+from .pickle_scan import COUNTABLE
 from .stand_ins import Apart, Blank, BlankNamespace, ForeignError, Mark, Member, Sealed, SealedFunction, slots_of
 from .value_forms import Factory, Form, MethodForm, PartialForm, refilled
 
@@ -60,6 +62,9 @@ _HOOK_CLASSES = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
 # Beside plain names, those of torchvision's RegNet (`block1-0`) and MONAI's DiNTS (`(0, 1)`). None can end a string in source
 # code; and what has one is never traced (`surgery.routes.traceable`).
 _HARMLESS = re.compile(r"(?!__)[\w (),-]+", re.ASCII)
+
+#: How long the name of a module, parameter or buffer may be: a state dict has it in the names of all that is below.
+LONGEST_NAME = 255
 
 _MISSING = object()
 
@@ -97,18 +102,22 @@ def judged(
 
 def _place(value: Any, holders: Mapping[int, tuple[Any, Any]]) -> str:
     """Where a value is, as it would be written in Python; of the model itself nothing."""
-    place = ""
+    places: list[str] = []
     while (holder := holders[id(value)][1]) is not None:
         key = _key(holder, value)
         if isinstance(holder, Blank | BlankNamespace) or _key(holders[id(holder)][1], holder) in _REGISTRIES:
-            place = f"{'' if key in _REGISTRIES else f'.{key}'}{place}"
+            places.append("" if key in _REGISTRIES else f".{one_line(key, 80)}")
         else:
-            place = f"[{_shown(key) if isinstance(key, str) else key}]{place}"
+            places.append(f"[{key if type(key) is int else _shown(key)}]")
         value = holder
-    return place.removeprefix(".")
+    if len(places) > _MOST_STEPS:
+        places[_MOST_STEPS // 2 : -_MOST_STEPS // 2] = ["..."]
+    return "".join(reversed(places)).removeprefix(".")
 
 
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
+# As many steps to a value as a message has.
+_MOST_STEPS = 20
 
 
 def _key(holder: Any, value: Any) -> Any:
@@ -255,7 +264,11 @@ class _Judge:
         if kind is MethodType:
             return (value.__self__,)
         if kind in _DICTS:
-            return [*self._dict(value), *self._attributes(kind, getattr(value, "__dict__", {}))]
+            own = getattr(value, "__dict__", {})
+            hiding = next((name for name in own if _of_class(kind, name) is not _MISSING), None)
+            if hiding is not None:
+                raise UntrustedFileError(f"it puts {_named(own[hiding])} in the place of {kind.__qualname__}.{hiding}")
+            return [*self._dict(value), *self._attributes(kind, own)]
         if kind in _LISTS:
             items = [self.opened(item) for item in value]
             value.clear()
@@ -295,6 +308,8 @@ class _Judge:
         values = self._attributes(cls, state)
         if issubclass(cls, nn.Module):
             self._module(cls, state)
+            if cls.__setstate__ is not nn.Module.__setstate__:
+                _check_counts(cls, state)
         return [*values, record]
 
     def _attributes(self, cls: type, own: dict[Any, Any]) -> list[Any]:
@@ -385,6 +400,28 @@ def _items(cls: type, place: str, state: Mapping[str, Any]) -> Iterable[tuple[An
     return type(found).items(found)
 
 
+def _check_counts(cls: type, state: Mapping[str, Any]) -> None:
+    """`UntrustedFileError` for a tensor or number of NumPy to which the code that restores an instance could count too far.
+
+    Plain numbers were seen in the pickle (`pickle_scan`), these have their values elsewhere.
+    """
+    for values in (state, *(state.get(place) or {} for place in ("_parameters", "_buffers"))):
+        for name, value in values.items():
+            number = _whole_number(value)
+            if number is not None and abs(number) > COUNTABLE:
+                raise UntrustedFileError(
+                    f"it gives a {cls.__qualname__} the {_shown(name)} {number}, which is too large"
+                )
+
+
+def _whole_number(value: Any) -> int | None:
+    """The number that a tensor or value of NumPy can be used as in the place of a plain one."""
+    if isinstance(value, torch.Tensor):
+        whole = value.layout == torch.strided and not (value.is_floating_point() or value.is_complex())
+        return int(value) if whole and value.numel() == 1 and not value.is_meta else None
+    return int(value) if _is_number(value) and getattr(value, "size", 0) == 1 and value.dtype.kind in "iu" else None
+
+
 def _check_name(cls: type, name: Any) -> None:
     """`UntrustedFileError` for a name that would not stay a name wherever one is written into source code, or that hides
     an attribute of the class from what looks for the part by its name.
@@ -394,6 +431,8 @@ def _check_name(cls: type, name: Any) -> None:
             f"a part of a {cls.__qualname__} in it is named {_shown(name)}. Names have letters, digits, spaces and _ - , ( ) "
             "alone. Rename it in Python, or save the model as .safetensors, which upswap.load(path, model) reads"
         )
+    if len(name) > LONGEST_NAME:
+        raise UntrustedFileError(f"it has a part with a name of {len(name)} characters; {LONGEST_NAME} are the most")
     hidden = _of_class(cls, name)
     if hidden is not _MISSING and _is_code(hidden):
         raise UntrustedFileError(f"it has a part of the name of {cls.__qualname__}.{name}")

@@ -9,12 +9,13 @@ in the instructions torch knows, a callable can only come from a GLOBAL.
 from __future__ import annotations
 
 import _compat_pickle
+import math
 import pickletools
 import sys
 import zipfile
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,8 +31,12 @@ _MOST_NESTED = 200
 _VALUES_EACH, _VALUES_FLOOR = 2, 20_000
 # Keys of chosen hashes are compared each with each.
 _MOST_ODD_KEYS = 2_000
-# What a class may count to while an instance is restored; a longer pickle may have what is counted.
-_COUNTABLE = 2**18
+# The names of modules hold those of the modules that they are in.
+_CHARACTERS_EACH = 100
+# Compiling takes up to 25 ms for each range of characters in a pattern.
+_MOST_RANGES = 100
+#: What a class may count to while an instance is restored; a longer pickle may have what is counted.
+COUNTABLE = 2**18
 
 #: Of what torch itself holds safe, that which pickles of models call.
 CALLED = frozenset(
@@ -88,14 +93,15 @@ def archive(path: Path) -> bytes:
 class _Made:
     """A container or instance that a pickle makes: what goes into it, and how deep its tuples nest.
 
-    `keys` are those of a dict. `states` are what BUILD gives an instance. `name` is what is called to make an instance.
+    `kind` is `tuple`, `list`, `dict` or `set`; or it is called, and `name` is what is called. `keys` are those of a dict.
+    `states` are what BUILD gives an instance.
     """
 
-    __slots__ = ("inside", "keys", "name", "nested", "states", "unfolded")
+    __slots__ = ("inside", "keys", "kind", "name", "nested", "states", "unfolded")
 
-    def __init__(self, among: list[_Made], inside: list[Any], nested: int = 0, name: str = "") -> None:
+    def __init__(self, among: list[_Made], inside: list[Any], kind: str = "", nested: int = 0, name: str = "") -> None:
         among.append(self)
-        self.inside, self.nested, self.name = inside, nested, name
+        self.inside, self.kind, self.nested, self.name = inside, kind, nested, name
         self.keys: list[Any] = []
         self.states: list[Any] = []
         self.unfolded = 0  # not known
@@ -107,6 +113,12 @@ _MODULES: dict[str, str] = _compat_pickle.IMPORT_MAPPING
 
 class _Name(str):
     """A name that a GLOBAL asks for."""
+
+
+class _Storage(NamedTuple):
+    """What a tensor is of: a record of the file, of so many elements."""
+
+    size: int
 
 
 def instructions(pickled: bytes, others: Collection[str], restoring: Collection[str] = ()) -> set[str]:
@@ -133,7 +145,7 @@ def instructions(pickled: bytes, others: Collection[str], restoring: Collection[
             if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name](argument))
             elif name in _EMPTY:
-                stack.append(_Made(made, []))
+                stack.append(_Made(made, [], _EMPTY[name]))
             elif name in ("BINPUT", "LONG_BINPUT"):
                 memo[argument] = stack[-1]
             elif name in ("BINGET", "LONG_BINGET"):
@@ -149,20 +161,21 @@ def instructions(pickled: bytes, others: Collection[str], restoring: Collection[
                 else:
                     items, stack = stack, marks.pop()
                 if name.startswith("TUPLE"):
-                    stack.append(_Made(made, items, _nested(items)))
+                    stack.append(_Made(made, items, "tuple", _nested(items)))
                 else:
                     _put(stack[-1], items, name)
             elif name in ("REDUCE", "NEWOBJ"):
                 given, called = stack.pop(), stack.pop()
                 _check_call(called, given, others)
-                stack.append(_Made(made, [given], _depth(given) + 1, called))
+                stack.append(_Made(made, [given], nested=_depth(given) + 1, name=called))
             elif name == "BINPERSID":
-                stack[-1] = None
+                stack[-1] = _storage(stack[-1])
             elif name not in ("PROTO", "STOP"):
                 raise UntrustedFileError(f"its pickle has the instruction {name}, which torch.save does not write")
     except (IndexError, KeyError, ValueError, UnicodeDecodeError) as error:
         raise SourceError(f"its pickle is damaged: {str(error) or type(error).__name__}") from error
     _check_sharing(made, len(pickled))
+    _check_text(made, len(pickled))
     _check_keys(made, len(pickled))
     _check_counts((one for one in made if one.name in restoring), len(pickled))
     return {one.name for one in made if one.keys}
@@ -183,6 +196,8 @@ def _put(target: Any, items: list[Any], how: str) -> None:
     if not isinstance(target, _Made):
         raise ValueError("it puts something into a value that is no container")
     if how == "BUILD":
+        if target.name in CALLED and target.name != "collections.OrderedDict":
+            raise UntrustedFileError(f"it gives a state to what {target.name} made, which torch.save does not")
         target.states += items
     else:
         target.inside += items
@@ -206,7 +221,7 @@ _CONSTANTS: dict[str, Callable[[Any], Any]] = {
     "BINUNICODE": _same,
     "SHORT_BINSTRING": _same,
 }
-_EMPTY = ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "EMPTY_TUPLE")
+_EMPTY = {"EMPTY_DICT": "dict", "EMPTY_LIST": "list", "EMPTY_SET": "set", "EMPTY_TUPLE": "tuple"}
 #: Instructions that take values off the stack, and how many: 0 for all since the last mark.
 _TAKES = {
     "TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPENDS": 0, "SETITEMS": 0, "APPEND": 1, "SETITEM": 2, "BUILD": 1
@@ -224,17 +239,101 @@ def _nested(items: list[Any]) -> int:
     return nested
 
 
+def _storage(described: Any) -> _Storage:
+    """What BINPERSID gives for a tuple. The key is text: torch looks for what it has read already by the key, and for the
+    record by how the key prints, so that keys of other types could have one record read any number of times.
+    """
+    parts = described.inside if isinstance(described, _Made) and described.kind == "tuple" else []
+    if len(parts) != 5 or not (isinstance(parts[1], _Name) and type(parts[2]) is str and type(parts[4]) is int):
+        raise UntrustedFileError("it describes the storage of a tensor in another way than torch.save does")
+    return _Storage(parts[4])
+
+
 def _check_call(called: Any, given: Any, others: Collection[str]) -> None:
     if not isinstance(called, _Name):
         raise UntrustedFileError("its pickle calls a value that is not a name")
     if called not in CALLED and called not in others:
         raise UntrustedFileError(f"it tries to call {called}, which files of models do not")
-    arguments = given.inside if isinstance(given, _Made) and given.nested and not given.name else []  # of a tuple
-    if called == "_codecs.encode" and arguments[1:] not in (["latin1"], ["latin-1"]):
+    # Of another value the function would get what going through it gives, for as long as that takes.
+    arguments = given.inside if _is(given, "tuple") else None
+    if called == "_codecs.encode" and (arguments is None or arguments[1:] not in (["latin1"], ["latin-1"])):
         raise UntrustedFileError("it encodes text in another way than torch.save does")
-    if called == "torch._tensor._rebuild_from_type_v2":
+    if called == "torch._tensor._rebuild_from_type_v2" and arguments:
         # This one calls its first argument.
-        _check_call(arguments[0] if arguments else None, arguments[2] if len(arguments) == 4 else None, others)
+        _check_call(arguments[0], arguments[2] if len(arguments) == 4 else None, others)
+    if arguments is None or not _ARGUMENTS.get(called, lambda *_: True)(*arguments):
+        raise UntrustedFileError(f"its pickle calls {called} with other arguments than torch.save does")
+
+
+def _is(value: Any, *kinds: str) -> bool:
+    """Whether a value is a container that instructions make, not a call."""
+    return isinstance(value, _Made) and value.kind in kinds
+
+
+def _is_tensor(value: Any = None, *_: Any) -> bool:
+    """Whether a value is a tensor, or comes of a package that has to be trusted for it."""
+    return isinstance(value, _Made) and bool(value.name) and (value.name in _TENSORS or value.name not in CALLED)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a tensor has memory for each of its elements."""
+    if not (isinstance(value, _Made) and value.name in _OF_STORAGE):
+        return False
+    storage, _, size = value.inside[0].inside[:3]
+    return math.prod(size.inside) <= storage.size
+
+
+def _are_sizes(value: Any) -> bool:
+    return _is(value, "tuple") and all(type(size) is int for size in value.inside)
+
+
+def _of_storage(storage: Any = None, offset: Any = None, size: Any = None, stride: Any = None, *_: Any) -> bool:
+    return isinstance(storage, _Storage) and type(offset) is int and _are_sizes(size) and _are_sizes(stride)
+
+
+def _sparse(layout: Any = None, parts: Any = None, *more: Any) -> bool:
+    """torch checks each index of a sparse tensor once the file has been read."""
+    tensors = [part for part in parts.inside if _is_tensor(part)] if _is(parts, "tuple") else []
+    return bool(tensors) and all(map(_is_whole, tensors)) and not more
+
+
+_OF_STORAGE = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
+_TENSORS = frozenset(
+    {
+        *_OF_STORAGE,
+        "torch._tensor._rebuild_from_type_v2",
+        "torch._utils._rebuild_meta_tensor_no_storage",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch._utils._rebuild_sparse_tensor",
+        "torch.nn.parameter.Parameter",
+    }
+)
+
+# What the functions are called with that go through their arguments, or give attributes to what they made. A tensor of one
+# number can have any number of elements, and a stand-in may have no attributes of the file's.
+_ARGUMENTS: dict[str, Callable[..., bool]] = {
+    "_codecs.encode": lambda text=None, *_: type(text) is str,
+    "builtins.complex": lambda *parts: all(type(part) in (int, float) for part in parts),
+    "builtins.set": lambda *items: all(_is(item, "list") for item in items),
+    "collections.Counter": lambda *items: all(_is(item, "dict") for item in items),
+    "collections.OrderedDict": lambda *items: not items,
+    "torch.Size": lambda *sizes: all(map(_are_sizes, sizes)),
+    "torch._tensor._rebuild_from_type_v2": lambda function=None, *_: function in _TENSORS,
+    "torch._utils._rebuild_meta_tensor_no_storage": lambda dtype=None, size=None, stride=None, *_: all(
+        _are_sizes(one) for one in (size, stride)
+    ),
+    "torch._utils._rebuild_sparse_tensor": _sparse,
+    **dict.fromkeys(_OF_STORAGE, _of_storage),
+    **dict.fromkeys(
+        (
+            "torch._utils._rebuild_parameter",
+            "torch._utils._rebuild_parameter_with_state",
+            "torch.nn.parameter.Parameter",
+        ),
+        _is_tensor,
+    ),
+}
 
 
 # -- what going through the values takes ----------------------------------------------------------------------------------
@@ -250,6 +349,26 @@ def _check_sharing(made: list[_Made], length: int) -> None:
     _unfold(made, lambda one: one.inside, length)
     walked = sum(sum(map(_unfolded, (one, *one.states))) for one in made if one.name or one.states)
     if walked > _most(length):
+        raise _too_shared(length)
+
+
+def _check_text(made: Iterable[_Made], length: int) -> None:
+    """`SourceError` where bytes are made of one text again and again, or where compiling patterns takes long.
+
+    Bytes are text that is encoded, and arrays copy theirs, each array for itself. A call takes a few bytes of the pickle.
+    """
+    encoded = ranges = 0
+    for one in made:
+        for part in (one, *(part for state in one.states for part in _insides([state]))):
+            if isinstance(part, _Made) and part.name == "_codecs.encode":
+                encoded += len(_insides(part.inside)[0])
+        if one.name == "re._compile":
+            text = next(iter(_insides(one.inside)), "")
+            text = next(iter(_insides(text.inside)), "") if isinstance(text, _Made) else text  # of bytes
+            ranges += str(text).count("-")
+    if ranges > _MOST_RANGES:
+        raise UntrustedFileError(f"it holds regular expressions with {ranges} ranges, more than any model has")
+    if encoded > 2 * length:
         raise _too_shared(length)
 
 
@@ -295,7 +414,7 @@ def _check_counts(made: Iterable[_Made], length: int) -> None:
         queue, seen = list(one.states), set()
         while queue:
             value = queue.pop()
-            if isinstance(value, int) and abs(value) > max(_COUNTABLE, length):
+            if isinstance(value, int) and abs(value) > max(COUNTABLE, length):
                 raise SourceError(f"it gives a {one.name} the number {str(value)[:20]}, more than any model counts to")
             if isinstance(value, _Made) and id(value) not in seen:
                 seen.add(id(value))
@@ -350,3 +469,8 @@ def check_tree(model: nn.Module, length: int) -> None:
     for module in model.modules():
         nodes[id(module)].inside = [nodes[id(child)] for child in module._modules.values() if child is not None]
     _unfold(made, lambda one: one.inside, length)
+    told = 0
+    for path, _ in model.named_modules(remove_duplicate=False):
+        told += len(path)
+        if told > _CHARACTERS_EACH * _most(length):
+            raise _too_shared(length)
