@@ -15,7 +15,7 @@ from ..shown import errors_shown
 from . import checkpoint
 from .formats import folder as own_folder
 from .formats import host_folder as hub
-from .safety.judgement import check_parts
+from .safety.instance_rules import check_parts
 
 
 @dataclasses.dataclass(frozen=True)

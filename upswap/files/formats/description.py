@@ -18,7 +18,7 @@ from ...shown import one_line
 from ...surgery.apply import is_patched, plan_of, undo
 from ...surgery.replay import apply_plan
 from ..safety import allowed_names as trusting
-from ..safety.judgement import check_parts
+from ..safety.instance_rules import check_parts
 from ..safety.memory_limit import Budget
 from ..state_dict import assign
 from .traits import check_traits, give_traits, traits_of

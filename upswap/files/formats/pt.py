@@ -25,7 +25,9 @@ from ...shown import one_line
 from ...surgery import apply as rewrite
 from ..safety import allowed_names as trusting
 from ..safety import pickle_scan as screen
-from ..safety.judgement import LONGEST_NAME, judged, made_real
+from ..safety.instance_rules import LONGEST_NAME
+from ..safety.judgement import judged, made_real
+from ..safety.pickle_walks import check_tree
 from ..safety.stand_ins import Blank, Foreign, ForeignError, SafeGlobal
 from .attributes import held_by
 
@@ -181,7 +183,7 @@ class Contents:
         with _refused(self._path, self._trust):
             found, blanks = judged(self._parts[key], self._trust, self._foreign.made)
             made_real(blanks)
-            screen.check_tree(found, self._length)
+            check_tree(found, self._length)
             if rewrite.is_patched(found):
                 rewrite.plan_of(found)  # of a schema that this version reads
             model: nn.Module = found
