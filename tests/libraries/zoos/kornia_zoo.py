@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from kornia import feature
@@ -18,8 +17,7 @@ from kornia.models.rt_detr.architecture.hybrid_encoder import HybridEncoder
 from kornia.models.small_sr import SmallSRNetWrapper
 from torch import nn
 
-from zoos.case import Arguments, Case
-from zoos.torchvision_zoo import seeded
+from zoos.case import Arguments, seeded_case
 
 SOURCE = "feature => source"
 SIZES = ((2, 64, 64), (1, 96, 64), (3, 64, 128))
@@ -37,24 +35,7 @@ def images(channels: int = 3, sizes: tuple[tuple[int, int, int], ...] = SIZES) -
     return inputs
 
 
-def case(
-    name: str,
-    make: Callable[[], nn.Module],
-    expected: Mapping[str, str],
-    inputs: Callable[[nn.Module, int], Arguments] | None = None,
-    **fields: Any,
-) -> Case:
-    inputs = inputs or images()
-    return Case(
-        "kornia",
-        name,
-        functools.partial(seeded, make, lambda model: inputs(model, 1)),
-        inputs,
-        lambda model: inputs(model, 1),
-        count=3,
-        expected=expected,
-        **fields,
-    )
+case = functools.partial(seeded_case, "kornia")
 
 
 class Pyramid(nn.Module):
@@ -97,6 +78,7 @@ CASES = [
         "DISK Unet",
         lambda: Unet(3, size=3, down=[8, 8, 16], up=[16, 8]),
         {f"path_up.{level}.upsample": "feature => graph" for level in (0, 1)},
+        images(),
     ),
     case(
         "LoFTR 8 2",
@@ -122,12 +104,14 @@ CASES = [
         "ALIKED",
         lambda: Dense("aliked-t16"),
         dict.fromkeys(("upsample2", "upsample8", "upsample32"), "feature => module"),
+        images(),
     ),
     # Transposed convolutions bring every side output to the size it then is resized to.
     case(
         "DexiNed",
         lambda: DexiNed(pretrained=False),
         {f"up_block_{level}": "identity" for level in range(1, 7)},
+        images(),
         tested=False,
     ),
     case(
@@ -144,5 +128,5 @@ CASES = [
         images(3, SMALL),
         inferred=False,
     ),
-    case("RT-DETR encoder", Pyramid, {"encoder.ccfm:0": SOURCE, "encoder.ccfm:1": SOURCE}),
+    case("RT-DETR encoder", Pyramid, {"encoder.ccfm:0": SOURCE, "encoder.ccfm:1": SOURCE}, images()),
 ]
