@@ -66,13 +66,12 @@ class Dense(feature.ALIKED):
 LOFTR = {"initial_dim": 8, "block_dims": [8, 12, 16]}
 
 CASES = [
-    # Its stem is handed ten gradients of the one channel, which no guess could know.
+    # Its stem is handed ten gradients of the one channel.
     case(
         "KeyNet",
         lambda: feature.KeyNet(pretrained=False),
         {"root:0": "image", "root:1": SOURCE, "root:2": "image", "root:3": SOURCE},
         images(1, ODD),
-        inferred=False,
     ),
     case(
         "DISK Unet",
@@ -126,7 +125,6 @@ CASES = [
         lambda: SmallSRNetWrapper(2, pretrained=False),
         {"root:0": "image", "root:1": "image"},
         images(3, SMALL),
-        inferred=False,
     ),
     case("RT-DETR encoder", Pyramid, {"encoder.ccfm:0": SOURCE, "encoder.ccfm:1": SOURCE}, images()),
 ]
