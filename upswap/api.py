@@ -18,6 +18,7 @@ from .files import checkpoint
 from .files.finetuned import give_trained
 from .files.naming import converted_name
 from .files.open_source import open_source
+from .files.paths import check_target
 from .nn.configs import DySampleConfig, UpsamplerConfig, describe
 from .plan.plan import Plan
 from .probe.inputs.infer import example_inputs_for
@@ -192,7 +193,7 @@ def convert(
     asked = make_options(**options)
     target = Path(output) if output is not None else converted_name(source)
     if not dry_run:  # before the work, not after it
-        checkpoint.check_target(target, source=source, force=force)
+        check_target(target, source=source, force=force)
     if example_inputs is not None and input_size is not None:
         raise InputError("give example_inputs or input_size, not both")
     with progress("looking at the model"):

@@ -19,8 +19,8 @@ from ..nn.registry import config_class, make_upsampler
 from ..nn.state_dicts import options_in, shapes_at, upsamplers_in
 from ..plan.plan import Options, Plan
 from ..plan.site import Site
-from .checkpoint import Weights
 from .state_dict import assign
+from .weights import Weights
 
 
 def give_trained(model: nn.Module, plan: Plan, weights: Weights) -> Weights:

@@ -89,6 +89,11 @@ def several(path: Path, found: Mapping[str, int], what: str) -> SourceError:
     )
 
 
+def keys_listed(found: Iterable[str]) -> str:
+    """The keys of a file, as a message has them; a file that is one thing itself has none."""
+    return ", ".join(repr(name) for name in found if name) or "none"
+
+
 def _asked(parts: Mapping[str, Tensors], key: str, path: Path) -> tuple[str, str | None]:
     """The part that a key names, and the prefix of names after it."""
     if key in parts:
