@@ -16,6 +16,7 @@ from torch import nn
 from .errors import InputError, OptionError, UpswapWarning
 from .files import checkpoint
 from .files.finetuned import give_trained
+from .files.formats import upsamplers as alone
 from .files.naming import converted_name
 from .files.open_source import open_source
 from .files.paths import check_target
@@ -208,6 +209,10 @@ def convert(
             check_same_options(rewrite.plan_of(model), options, source)
             captured = capture(model, example_inputs)
             patch(model, example_inputs)  # which says that it is patched
+        elif opened.weights is not None and opened.weights.plan is not None:
+            check_same_options(opened.weights.plan, options, str(opened.weights.path), alone=True)
+            captured = capture(model, example_inputs)
+            alone.patch(model, opened.weights.plan, opened.weights.tensors, opened.weights.path)
         else:
             operation = Operation(model, example_inputs, asked)
             operation.check_swaps()

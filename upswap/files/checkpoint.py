@@ -12,22 +12,24 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ..architectures.rebuild import rebuilds, stored_spec
 from ..architectures.spec import parse
-from ..errors import OptionError, SourceError, UpswapWarning
+from ..errors import OptionError, SaveError, SourceError, UpswapWarning
 from ..nn.state_dicts import upsamplers_in
 from ..shown import errors_shown
-from ..surgery.wrappers import unwrapped
+from ..surgery.apply import is_patched
+from ..surgery.wrappers import the_patched, unwrapped
 from . import atomic
 from .fitting import keys_listed, several
 from .formats import folder
 from .formats import pt as pickled
 from .formats import safetensors as portable
+from .formats import upsamplers as alone
 from .paths import check_readable, check_target, is_folder
 from .provenance import spec_of, why_not_built_by
 from .safety.time_limit import loading_within_bounds
@@ -35,31 +37,58 @@ from .state_dict import assign
 from .weights import weights_for
 
 
-def save(model: nn.Module, path: str | Path, *, source: str | Path | None = None, force: bool = False) -> Path:
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    source: str | Path | None = None,
+    force: bool = False,
+    only: Literal["upsamplers"] | None = None,
+) -> Path:
     """Write a model, patched or not, and return the path.
 
-    `path` ends in `.pt` or `.pth` (the whole model) or `.safetensors` (weights, Plan and the spec of the original), or has
-    no suffix: then it is a folder in the layout of model hubs, with the library's own configuration for models of
-    transformers and segmentation_models_pytorch. `source` is where the model came from: a file or folder, which is
-    then never written over, or a spec, which is kept so that `load` needs no model, once it is seen to build this
-    architecture. Models of segmentation_models_pytorch know their own spec. Of a model in one of torch's wrappers
-    (DistributedDataParallel, torch.compile, AveragedModel) the model inside is written.
+    Of a model in one of torch's wrappers (DistributedDataParallel, torch.compile, AveragedModel) the model inside is written.
+
+    Args:
+        model: the model.
+        path: it ends in `.pt` or `.pth` (the whole model) or `.safetensors` (weights, Plan and the spec of the original), or has
+            no suffix: then it is a folder in the layout of model hubs, with the library's own configuration for models of
+            transformers and segmentation_models_pytorch.
+        source: where the model came from: a file or folder, which is then never written over, or a spec. A spec is kept so
+            that `load` needs no model, once it is seen to build this architecture. Models of segmentation_models_pytorch know
+            their own.
+        force: whether a target that exists is replaced.
+        only: "upsamplers" writes a `.safetensors` of the upsamplers and the Plan, without the host's weights. `load` puts it
+            onto the host or onto an original. None writes all.
 
     Raises:
         SaveError: the target exists and `force` is not set, or it cannot be written; what was there before still is.
+        PlanError: there are no upsamplers that could be written alone.
     """
     path = Path(path)
-    model = unwrapped(model)
+    _check_only(only, path)
+    model = unwrapped(model) if only is None else the_patched(model)
     check_target(path, source=source, force=force)
     if is_folder(path):
         folder.save(model, _spec_for(model, source, path), path, force=force)
     elif path.suffix == ".safetensors":
         spec = _spec_for(model, source, path)
-        atomic.write(path, lambda file: portable.save(model, spec, file), force=force)
+        write = portable.save if only is None else alone.save
+        atomic.write(path, lambda file: write(model, spec, file), force=force)
     else:
         atomic.write(path, lambda file: pickled.write(model, file), force=force)
         pickled.warn_where_not_loadable(model, path)
     return path
+
+
+def _check_only(only: object, path: Path) -> None:
+    if only not in (None, "upsamplers"):
+        raise OptionError(f'only={only!r}: it takes "upsamplers", or None for the whole model')
+    if only is not None and path.suffix != ".safetensors":
+        form = str(path.with_suffix(".safetensors"))
+        raise SaveError(
+            f'{path}: upsamplers alone go to a .safetensors: upswap.save(model, {form!r}, only="upsamplers")'
+        )
 
 
 @errors_shown()
@@ -76,7 +105,8 @@ def load(
             of a training loop, the model that it holds.
         model: the original architecture, where a `.safetensors` or a folder does not say how it is built. It is patched in
             place, and given the file's weights, modes and whatever else the file has. Where the file has weights alone,
-            the model that they are of, patched if it was; it is given them.
+            the model that they are of, patched if it was; it is given them. Where the file has upsamplers alone, the model that
+            has the host's weights, which stay as they are; it is patched as the file says if it is not patched.
         trust: packages of your own: their classes a `.pt` may use, their factories a `python:` spec in a header may call.
         key: what to take of a checkpoint in which several things could be meant, such as `"ema"`.
 
@@ -110,8 +140,11 @@ def _load(path: Path, model: nn.Module | None, trust: tuple[str, ...], key: str 
         tensors, header = portable.read(path)
         if header:
             _check_no_key(path, key)
-            return portable.built(tensors, header, path, model, trust), None
-        if model is None:
+            if not alone.is_alone(header):
+                return portable.built(tensors, header, path, model, trust), None
+            if model is None:
+                raise SourceError(alone.without_host(path, header))
+        elif model is None:
             raise SourceError(_weights_alone(path, {"": tensors}))
         return _with_weights(model, path, trust, key)
     contents = pickled.read(path, trust)
@@ -155,6 +188,10 @@ def _with_weights(
     model: nn.Module, path: Path, trust: tuple[str, ...], key: str | None
 ) -> tuple[nn.Module, str | None]:
     weights = weights_for(model, path, trust=trust, key=key)
+    if weights.plan is not None:
+        patched = any(map(is_patched, model.modules()))
+        alone.put(the_patched(model) if patched else model, weights.plan, weights.tensors, path)
+        return model, weights.taken
     if weights.added:
         raise SourceError(
             f"{path} does not hold the weights of this {type(model).__name__}: {weights.unexpected}. If it was patched, patch "
@@ -176,7 +213,10 @@ def says_how_it_is_built(path: str | Path, trust: Iterable[str] = ()) -> bool:
     if os.path.isdir(path):
         return folder.has_builder(path, trust)
     check_readable(path)
-    return not portable.looks_like_one(path) or rebuilds(spec_in(path), trust)
+    if not portable.looks_like_one(path):
+        return True
+    header = portable.read(path)[1]
+    return not alone.is_alone(header) and rebuilds(header.get("source"), trust)
 
 
 def spec_in(path: str | Path) -> str | None:

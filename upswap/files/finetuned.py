@@ -19,7 +19,8 @@ from ..nn.registry import config_class, make_upsampler
 from ..nn.state_dicts import options_in, shapes_at, upsamplers_in
 from ..plan.plan import Options, Plan
 from ..plan.site import Site
-from .state_dict import assign
+from .formats import upsamplers as alone
+from .state_dict import assign, below
 from .weights import Weights
 
 
@@ -29,6 +30,9 @@ def give_trained(model: nn.Module, plan: Plan, weights: Weights) -> Weights:
     Raises:
         SourceError: the upsamplers are not those of `plan`; each that differs is named, with the option to give.
     """
+    if weights.plan is not None:
+        alone.put(model, weights.plan, weights.tensors, weights.path)
+        return weights
     differing = _differences(plan, weights)
     if differing:
         raise SourceError(
@@ -49,7 +53,7 @@ def give_trained(model: nn.Module, plan: Plan, weights: Weights) -> Weights:
 def _differences(plan: Plan, weights: Weights) -> list[str]:
     """What tells the upsamplers in the weights from those of a plan, and what to give, line by line."""
     there = {name: tuple(weights.tensors[name].shape) for name in weights.added}
-    found = [(site, _below(site.module or "", there)) for site in plan.swapped]
+    found = [(site, below(site.module or "", there)) for site in plan.swapped]
     lines = _other_options(plan, [(site, shapes) for site, shapes in found if shapes])
     lost = [site.name for site, shapes in found if not shapes]
     if lost:
@@ -58,10 +62,6 @@ def _differences(plan: Plan, weights: Weights) -> list[str]:
         lines.append(f"  it has no upsampler at {', '.join(lost)}. Give {flags} (in Python: exclude=[{names}])")
     known = tuple(f"{site.module}." for site in plan.swapped)
     return lines + _other_sites(plan, [name for name in weights.added if not name.startswith(known)], weights)
-
-
-def _below(path: str, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    return {name[len(path) + 1 :]: shape for name, shape in shapes.items() if name.startswith(f"{path}.")}
 
 
 def _other_options(plan: Plan, found: Sequence[tuple[Site, Shapes]]) -> list[str]:
@@ -94,11 +94,7 @@ def _other_values(plan: Plan, weights: Weights) -> str | None:
     """What to give where the upsamplers have the shapes of the plan and yet refuse their tensors: options that take them."""
     upsampler = plan.options.upsampler
     for site in plan.swapped:
-        inside = {
-            name[len(site.module or "") + 1 :]: tensor
-            for name, tensor in weights.tensors.items()
-            if name.startswith(f"{site.module}.")
-        }
+        inside = below(site.module or "", weights.tensors)
         shapes = {name: tuple(tensor.shape) for name, tensor in inside.items()}
         if _takes(site, upsampler, site.config, inside):
             continue

@@ -13,11 +13,13 @@ from torch import nn
 
 from ..errors import PlanError, SaveError, SourceError
 from ..nn.state_dicts import upsamplers_in
+from ..plan.plan import Plan
 from . import atomic
 from .fitting import Fit, choose, differences, keys_listed, several
 from .formats import description
 from .formats import pt as pickled
 from .formats import safetensors as portable
+from .formats import upsamplers as alone
 from .paths import check_readable, check_target, is_folder
 from .safety.time_limit import loading_within_bounds
 from .state_dict import assign
@@ -28,13 +30,14 @@ class Weights:
     """The weights of a model in a file, by the model's names.
 
     `added` are those among them of which the model knows nothing, as it does of an upsampler. `taken` says where in the file
-    they were.
+    they were. `plan` is that of a file which holds upsamplers alone; all in it are in `added` then.
     """
 
     tensors: Mapping[str, torch.Tensor]
     added: tuple[str, ...]
     path: Path
     taken: str
+    plan: Plan | None = None
 
     @property
     def host(self) -> dict[str, torch.Tensor]:
@@ -72,6 +75,10 @@ def weights_for(model: nn.Module, path: str | Path, *, trust: Iterable[str] = ()
     if portable.looks_like_one(path):
         tensors, header = portable.read(path)
         tensors = description.all_names(tensors, header, path)
+        if alone.is_alone(header):
+            plan = description.checked_plan(header.get("plan"), model, path)
+            said = f"{len(tensors)} tensors of {len(plan.swapped)} upsamplers"
+            return Weights(tensors, tuple(tensors), path, said, plan)
         way = choose({"": tensors}, own, key, path, kind)
         return _taken(way, tensors, path, "state_dict")
     with loading_within_bounds(path) if not trust else contextlib.nullcontext():
@@ -82,6 +89,15 @@ def weights_for(model: nn.Module, path: str | Path, *, trust: Iterable[str] = ()
         way = choose(weights, own, key, path, kind)
         is_model = contents.is_model(way.key)
         return _taken(way, contents.state_dict(way.key), path, "model" if is_model else "state_dict")
+
+
+def plan_alone(path: str | Path) -> Plan | None:
+    """The Plan in a file that holds upsamplers alone, for reading; None of any other path or spec."""
+    path = Path(path)
+    if not path.is_file() or not portable.looks_like_one(path):
+        return None
+    header = portable.read(path)[1]
+    return Plan.from_dict(header.get("plan", {})) if alone.is_alone(header) else None
 
 
 def _taken(way: Fit, tensors: Mapping[str, torch.Tensor], path: Path, what: str) -> Weights:
@@ -108,11 +124,14 @@ def load_weights(
     weights = weights_for(model, path, trust=trust, key=key)
     upsamplers = weights.upsamplers
     if weights.added and not patched:
+        if weights.plan is not None:
+            return dataclasses.replace(weights, taken=f"left out {weights.taken}")
         if not upsamplers:
             raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {weights.unexpected}")
         left = f"left out {len(weights.added)} tensors of {len(upsamplers)} upsamplers"
         weights = dataclasses.replace(weights, taken=f"{weights.taken}, {left}")
-    assign(model, weights.host, weights.path)
+    if weights.plan is None:
+        assign(model, weights.host, weights.path)
     return weights
 
 
@@ -130,6 +149,8 @@ def patched_weights(path: str | Path, *, trust: Iterable[str] = (), key: str | N
     check_readable(path)
     if portable.looks_like_one(path):
         tensors, header = portable.read(path)
+        if alone.is_alone(header):
+            raise PlanError(f"{path} holds upsamplers alone: there is no host in it to be taken out of")
         return None if header else _without_upsamplers("", tensors, path)
     trust = (trust,) if isinstance(trust, str) else tuple(trust)
     with loading_within_bounds(path) if not trust else contextlib.nullcontext():
