@@ -22,9 +22,9 @@ from ..architectures.spec import parse
 from ..errors import OptionError, SaveError, SourceError, UpswapWarning
 from ..nn.state_dicts import upsamplers_in
 from ..shown import errors_shown
-from ..surgery.apply import is_patched
 from ..surgery.wrappers import the_patched, unwrapped
 from . import atomic
+from .adopt import adopt
 from .fitting import keys_listed, several
 from .formats import folder
 from .formats import pt as pickled
@@ -33,8 +33,7 @@ from .formats import upsamplers as alone
 from .paths import check_readable, check_target, is_folder
 from .provenance import spec_of, why_not_built_by
 from .safety.time_limit import loading_within_bounds
-from .state_dict import assign
-from .weights import weights_for
+from .weights import WeightsSource
 
 
 def save(
@@ -93,19 +92,22 @@ def _check_only(only: object, path: Path) -> None:
 
 @errors_shown()
 def load(
-    path: str | Path, model: nn.Module | None = None, *, trust: Iterable[str] = (), key: str | None = None
+    path: WeightsSource, model: nn.Module | None = None, *, trust: Iterable[str] = (), key: str | None = None
 ) -> nn.Module:
     """The model in a file or folder that `save` or `torch.save` wrote, on the CPU, without running code from it.
+
+    `load(state_dict, model)` gives a model weights that are in memory, as `load(path, model)` does those of a file.
 
     It comes as it was saved, whatever the form: each module in its own mode (train or eval), each parameter requiring
     gradients or not, so that training can go on. Call `.eval()` on a model that was saved in training.
 
     Args:
         path: a `.pt`, or a `.safetensors` or a folder, which are rebuilt from what they say of the original. Of the checkpoint
-            of a training loop, the model that it holds.
+            of a training loop, the model that it holds. Or weights themselves: a state dict, or such a checkpoint as a dict.
         model: the original architecture, where a `.safetensors` or a folder does not say how it is built. It is patched in
             place, and given the file's weights, modes and whatever else the file has. Where the file has weights alone,
-            the model that they are of, patched if it was; it is given them. Where the file has upsamplers alone, the model that
+            the model that they are of; it is given them. If they are of a patched model and this one is not, it is patched on
+            the way, with the options that the shapes of the upsamplers say. Where the file has upsamplers alone, the model that
             has the host's weights, which stay as they are; it is patched as the file says if it is not patched.
         trust: packages of your own: their classes a `.pt` may use, their factories a `python:` spec in a header may call.
         key: what to take of a checkpoint in which several things could be meant, such as `"ema"`.
@@ -113,10 +115,18 @@ def load(
     Raises:
         SourceError: no such file, or not one that holds a model; the message says what it is instead. Or several models,
             and it lists their keys.
+        InputError: the model has to be patched on the way, and no example inputs were found that it runs on.
         UntrustedFileError: the file needs code outside the allow-list.
         PlanError: the file's Plan does not fit the model; each site that does not is named.
     """
-    return load_source(path, model, trust=trust, key=key)[0]
+    if isinstance(path, nn.Module):
+        raise OptionError("load takes first what is loaded, a path or a state dict: upswap.load(state_dict, model)")
+    if not isinstance(path, Mapping):
+        return load_source(path, model, trust=trust, key=key)[0]
+    if model is None:
+        raise OptionError("a state dict is no model: pass the one that it is of, upswap.load(state_dict, model)")
+    adopt(model, path, key=key)
+    return model
 
 
 def load_source(
@@ -146,12 +156,12 @@ def _load(path: Path, model: nn.Module | None, trust: tuple[str, ...], key: str 
                 raise SourceError(alone.without_host(path, header))
         elif model is None:
             raise SourceError(_weights_alone(path, {"": tensors}))
-        return _with_weights(model, path, trust, key)
+        return model, adopt(model, path, trust=trust, key=key).taken
     contents = pickled.read(path, trust)
     if model is not None:
         if contents.is_model(""):
             raise OptionError(f"{path} holds a whole model; model= is for files of weights and for folders")
-        return _with_weights(model, path, trust, key)
+        return model, adopt(model, path, trust=trust, key=key).taken
     return _whole_model(contents, path, key)
 
 
@@ -182,23 +192,6 @@ def _weights_alone(path: Path, weights: Mapping[str, Mapping[str, torch.Tensor]]
 def _check_no_key(path: Path, key: str | None) -> None:
     if key is not None:
         raise OptionError(f"{path} is one model, in which there is nothing to choose; leave out --key (key=)")
-
-
-def _with_weights(
-    model: nn.Module, path: Path, trust: tuple[str, ...], key: str | None
-) -> tuple[nn.Module, str | None]:
-    weights = weights_for(model, path, trust=trust, key=key)
-    if weights.plan is not None:
-        patched = any(map(is_patched, model.modules()))
-        alone.put(the_patched(model) if patched else model, weights.plan, weights.tensors, path)
-        return model, weights.taken
-    if weights.added:
-        raise SourceError(
-            f"{path} does not hold the weights of this {type(model).__name__}: {weights.unexpected}. If it was patched, patch "
-            "this one alike before: upswap.patch(model), with the options it was patched with"
-        )
-    assign(model, weights.tensors, path)
-    return model, weights.taken
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

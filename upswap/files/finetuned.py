@@ -33,11 +33,11 @@ def give_trained(model: nn.Module, plan: Plan, weights: Weights) -> Weights:
     if weights.plan is not None:
         alone.put(model, weights.plan, weights.tensors, weights.path)
         return weights
-    differing = _differences(plan, weights)
-    if differing:
+    lines = differing(plan, weights)
+    if lines:
         raise SourceError(
             f"{weights.path} holds the weights of a patched {type(model).__name__}, which was patched in another way:",
-            *differing,
+            *lines,
         )
     try:
         assign(model, weights.tensors, weights.path)
@@ -50,7 +50,7 @@ def give_trained(model: nn.Module, plan: Plan, weights: Weights) -> Weights:
     return dataclasses.replace(weights, taken=f"{weights.taken}, {said}")
 
 
-def _differences(plan: Plan, weights: Weights) -> list[str]:
+def differing(plan: Plan, weights: Weights) -> list[str]:
     """What tells the upsamplers in the weights from those of a plan, and what to give, line by line."""
     there = {name: tuple(weights.tensors[name].shape) for name in weights.added}
     found = [(site, below(site.module or "", there)) for site in plan.swapped]
@@ -76,12 +76,12 @@ def _other_options(plan: Plan, found: Sequence[tuple[Site, Shapes]]) -> list[str
     asked = (upsampler, plan.options.config)
     shared = [way for way in ways[0] if all(shapes_at(site, *way) == shapes for site, shapes in found)]
     if shared:
-        name, options = min(shared, key=lambda way: _distance(_changed(*asked, *way)))
-        return [*lines, f"Give {_flags(name, _changed(*asked, name, options), upsampler)}"]
+        name, options = min(shared, key=lambda way: distance(differing_options(*asked, *way)))
+        return [*lines, f"Give {_flags(name, differing_options(*asked, name, options), upsampler)}"]
     for (site, _), ways_here in zip(other, ways, strict=True):
-        changes = [_changed(*asked, name, options) for name, options in ways_here if name == upsampler]
+        changes = [differing_options(*asked, name, options) for name, options in ways_here if name == upsampler]
         if changes:
-            values = min(changes, key=_distance).items()
+            values = min(changes, key=distance).items()
             lines.append(
                 f"Give --override {shlex.quote(site.name)} {','.join(f'{key}={value}' for key, value in values)}"
             )
@@ -96,31 +96,32 @@ def _other_values(plan: Plan, weights: Weights) -> str | None:
     for site in plan.swapped:
         inside = below(site.module or "", weights.tensors)
         shapes = {name: tuple(tensor.shape) for name, tensor in inside.items()}
-        if _takes(site, upsampler, site.config, inside):
+        if loaded(site, upsampler, site.config, inside) is not None:
             continue
-        ways = [way for way in options_in(site, shapes, upsampler) if _takes(site, *way, inside)]
-        changes = [(name, _changed(upsampler, plan.options.config, name, options)) for name, options in ways]
+        ways = [way for way in options_in(site, shapes, upsampler) if loaded(site, *way, inside) is not None]
+        changes = [(name, differing_options(upsampler, plan.options.config, name, options)) for name, options in ways]
         if changes:
-            name, options = min(changes, key=lambda change: _distance(change[1]))
+            name, options = min(changes, key=lambda change: distance(change[1]))
             return f"Give {_flags(name, options, upsampler)}"
     return None
 
 
-def _takes(site: Site, upsampler: str, options: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool:
+def loaded(site: Site, upsampler: str, options: Mapping[str, Any], tensors: Mapping[str, Any]) -> nn.Module | None:
+    """The upsampler with these options at a site, and these tensors; None where it refuses them."""
     made = make_upsampler(dataclasses.replace(site, config=options), upsampler)
     try:
         made.load_state_dict(dict(tensors))
     except RuntimeError:
-        return False
-    return True
+        return None
+    return made
 
 
-def _distance(changed: Mapping[str, Any]) -> tuple[int, bool]:
+def distance(changed: Mapping[str, Any]) -> tuple[int, bool]:
     """How much there is to type; what is given is better than what is left out."""
     return len(changed), None in changed.values()
 
 
-def _changed(asked: str, config: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def differing_options(asked: str, config: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that differ from what was asked; of another upsampler, from its defaults."""
     base = config if name == asked else dataclasses.asdict(config_class(name)())
     return {key: value for key, value in options.items() if base.get(key) != value}

@@ -67,7 +67,9 @@ def _no_memory(tensor: torch.Tensor) -> str | None:
     return None
 
 
-def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, *, keep_dtype: bool = False) -> None:
+def assign(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str | Path, *, keep_dtype: bool = False
+) -> None:
     """`load_state_dict`, strict, with one message; `keep_dtype` makes the model take the dtypes of the file.
 
     Raises:
@@ -91,7 +93,7 @@ def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, *,
         raise SourceError(f"{path} cannot be loaded into this {type(model).__name__}: {cause}") from error
 
 
-def assign_upsamplers(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def assign_upsamplers(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """As `assign`, of the upsamplers of a patched model alone: nothing of its host is written to.
 
     Raises:

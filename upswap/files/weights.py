@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ class Weights:
 
     tensors: Mapping[str, torch.Tensor]
     added: tuple[str, ...]
-    path: Path
+    path: str | Path
     taken: str
     plan: Plan | None = None
 
@@ -57,21 +58,50 @@ class Weights:
 
     @property
     def unexpected(self) -> str:
-        """What a message says of those in `added`."""
-        return differences({}, {name: self.tensors[name] for name in self.added})
+        """What a message says of those in `added`: of those that no upsampler has, where there are some."""
+        added = {name: self.tensors[name] for name in self.added}
+        inside = tuple(f"{path}." for path in upsamplers_in(added))
+        odd = {name: tensor for name, tensor in added.items() if not name.startswith(inside)}
+        return differences({}, odd or added)
 
 
-def weights_for(model: nn.Module, path: str | Path, *, trust: Iterable[str] = (), key: str | None = None) -> Weights:
+#: A file with weights, or what such a file would hold.
+WeightsSource = str | Path | Mapping[str, Any]
+
+#: What messages call weights that are in no file.
+_IN_MEMORY = "the state dict"
+
+#: How many keys lead to a state dict at most, as in files.
+_MOST_KEYS = 4
+
+
+def weights_for(
+    model: nn.Module,
+    source: WeightsSource,
+    *,
+    trust: Iterable[str] = (),
+    key: str | None = None,
+    without: Container[str] = (),
+) -> Weights:
     """The weights of `model` in a file: a state dict, a model of the same keys, or the checkpoint of a training loop.
+
+    They may be given themselves in the place of the file. The entries `without` of the model's state dict are not asked for.
 
     Raises:
         SourceError: the file holds no weights, or they are not those of this model; the keys that differ are named. Or
             several could be meant, and their keys are listed.
     """
-    path = Path(path)
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in without}
+    kind = type(model).__name__
+    if isinstance(source, Mapping):
+        parts = dict(_state_dicts(source))
+        if not parts:
+            raise SourceError(f"{_IN_MEMORY} has no tensors in it")
+        way = choose(parts, own, key, _IN_MEMORY, kind)
+        return _taken(way, parts[way.key], _IN_MEMORY, "state_dict")
+    path = Path(source)
     trust = (trust,) if isinstance(trust, str) else tuple(trust)
     check_readable(path)
-    own, kind = model.state_dict(), type(model).__name__
     if portable.looks_like_one(path):
         tensors, header = portable.read(path)
         tensors = description.all_names(tensors, header, path)
@@ -91,6 +121,19 @@ def weights_for(model: nn.Module, path: str | Path, *, trust: Iterable[str] = ()
         return _taken(way, contents.state_dict(way.key), path, "model" if is_model else "state_dict")
 
 
+def _state_dicts(value: Mapping[Any, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """The state dicts in a dict of a training loop, with the keys that lead to each; as `pt.Contents` finds them in a file."""
+    named = {name: found for name, found in value.items() if isinstance(name, str)}
+    tensors = {name: found for name, found in named.items() if isinstance(found, torch.Tensor)}
+    if 2 * len(tensors) > len(value):
+        yield ".".join(keys), tensors
+    elif len(keys) < _MOST_KEYS:
+        for name, found in named.items():
+            inner = found.state_dict() if isinstance(found, nn.Module) else found
+            if isinstance(inner, Mapping):
+                yield from _state_dicts(inner, (*keys, name))
+
+
 def plan_alone(path: str | Path) -> Plan | None:
     """The Plan in a file that holds upsamplers alone, for reading; None of any other path or spec."""
     path = Path(path)
@@ -100,7 +143,7 @@ def plan_alone(path: str | Path) -> Plan | None:
     return Plan.from_dict(header.get("plan", {})) if alone.is_alone(header) else None
 
 
-def _taken(way: Fit, tensors: Mapping[str, torch.Tensor], path: Path, what: str) -> Weights:
+def _taken(way: Fit, tensors: Mapping[str, torch.Tensor], path: str | Path, what: str) -> Weights:
     names = {name: old for name, old in way.names.items() if old in tensors}
     parts = [f"{what} of {way.key!r}" if way.key else what]
     parts += [f"prefix {prefix!r} removed" for prefix in way.removed]

@@ -103,7 +103,7 @@ def restored(
 
 
 @contextlib.contextmanager
-def carried_out(model: nn.Module | None, path: Path) -> Iterator[None]:
+def carried_out(model: nn.Module | None, path: str | Path) -> Iterator[None]:
     """Inside, a description is carried out, on the caller's `model` if there is one. An error leaves it unpatched if it was.
 
     The entries of a damaged or made-up description reach everything; whatever they raise becomes a `SourceError`.

@@ -41,7 +41,7 @@ def is_alone(header: Mapping[str, Any]) -> bool:
     return header.get("holds") == UPSAMPLERS
 
 
-def put(model: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def put(model: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Give `model` the upsamplers in a file, after patching it where it is not patched. The host's weights stay as they are.
 
     Raises:
@@ -53,7 +53,7 @@ def put(model: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor], path:
         assign_upsamplers(model, tensors, path)
 
 
-def patch(model: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def patch(model: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """The first half of `put`."""
     if is_patched(model):
         differing = _differences(plan, plan_of(model))
