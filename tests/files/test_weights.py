@@ -114,3 +114,17 @@ def test_a_file_with_weights_alone_says_how_to_name_the_model(trained: nn.Module
     torch.save(upswap.patch(trained, image()).state_dict(), path)
     with pytest.raises(SourceError, match=r"upsamplers at straight\.upsample(.|\n)*upswap revert"):
         upswap.load(path)
+
+
+@pytest.mark.timeout(120)
+def test_an_upsampler_is_no_larger_than_its_memory(tmp_path: Path) -> None:
+    """An expanded tensor takes no room in a file, and options are counted up to its sides."""
+    state = upswap.patch(tiny(), image()).state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("layer.")}
+    state["layer.offset.weight"] = torch.zeros(1).expand(2**40, 4, 1, 1)
+    state["layer.offset.bias"] = torch.zeros(1).expand(2**40)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(SourceError, match=r"layer\.offset\.weight.*memory for less"):
+        upswap.load(tmp_path / "w.pt", tiny())
+    with pytest.raises(SourceError, match="memory for less"):
+        upswap.convert(SPEC, weights=tmp_path / "w.pt", trust="tiny_host", dry_run=True)

@@ -106,7 +106,8 @@ def weights_for(
         tensors, header = portable.read(path)
         tensors = description.all_names(tensors, header, path)
         if alone.is_alone(header):
-            plan = description.checked_plan(header.get("plan"), model, path)
+            with description.carried_out(model, path):
+                plan = description.checked_plan(header.get("plan"), model, path)
             said = f"{len(tensors)} tensors of {len(plan.swapped)} upsamplers"
             return Weights(tensors, tuple(tensors), path, said, plan)
         way = choose({"": tensors}, own, key, path, kind)
@@ -145,6 +146,10 @@ def plan_alone(path: str | Path) -> Plan | None:
 
 def _taken(way: Fit, tensors: Mapping[str, torch.Tensor], path: str | Path, what: str) -> Weights:
     names = {name: old for name, old in way.names.items() if old in tensors}
+    for name in way.added:  # their sides are counted to, and no model says how large they may be
+        tensor = tensors.get(way.names[name])
+        if tensor is not None and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise SourceError(f"{path} is refused: {name!r} has the shape {tuple(tensor.shape)}, and memory for less")
     parts = [f"{what} of {way.key!r}" if way.key else what]
     parts += [f"prefix {prefix!r} removed" for prefix in way.removed]
     parts.append(f"{len(names)} tensors")

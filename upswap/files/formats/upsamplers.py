@@ -20,6 +20,7 @@ from ...errors import PlanError
 from ...nn.configs import nominal_scale
 from ...plan.plan import Plan
 from ...plan.site import Site
+from ...shown import one_line
 from ...surgery.apply import added_keys, is_patched, plan_of
 from ...surgery.replay import apply_plan
 from ..safety.memory_limit import Budget
@@ -102,8 +103,9 @@ def _made(site: Site, plan: Plan) -> dict[str, Any]:
 
 def without_host(path: Path, header: Mapping[str, Any]) -> str:
     """What to say of such a file where a whole model is wanted."""
+    of = one_line(str(header.get("model_class")).rpartition(".")[2], 100)
     return (
-        f"{path} holds the upsamplers of a patched {str(header.get('model_class')).rpartition('.')[2]} alone, without the "
+        f"{path} holds the upsamplers of a patched {of} alone, without the "
         f"host's weights. Pass the model that has them: upswap.load({str(path)!r}, model). On the command line SOURCE has "
         f"them: upswap convert SOURCE --weights {shlex.quote(str(path))}"
     )
