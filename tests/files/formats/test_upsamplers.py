@@ -216,11 +216,14 @@ def test_a_refusal_leaves_the_model_as_it_was(
 
 
 def test_a_plan_that_does_not_fit_leaves_the_model_as_it_was(small: Path) -> None:
-    model = Other()
-    before = state_of(model)
-    with pytest.raises(PlanError, match="made for"):
-        upswap.load(small, model)
-    assert_as_before(model, before)
+    for model, says in (
+        (Other(), "made for"),
+        (nn.ModuleDict({"net": tiny()}), r"the tiny_host\.Tiny at net in this model"),
+    ):
+        before = state_of(model)
+        with pytest.raises(PlanError, match=says):
+            upswap.load(small, model)
+        assert_as_before(model, before)
     tensors, header = portable.read(small)
     for plan in (None, {"schema": 2}, 3, {**header["plan"], "sites": []}):
         portable.write(tensors, {portable.HEADER_KEY: json.dumps({**header, "plan": plan})}, small)

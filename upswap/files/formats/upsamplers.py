@@ -22,6 +22,7 @@ from ...plan.plan import Plan
 from ...plan.site import Site
 from ...shown import one_line
 from ...surgery.apply import added_keys, is_patched, plan_of
+from ...surgery.planning import class_name
 from ...surgery.replay import apply_plan
 from ..safety.memory_limit import Budget
 from ..state_dict import assign_upsamplers, separated
@@ -65,6 +66,11 @@ def patch(model: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor], pat
                 *differing,
             )
         return
+    inside = [name for name, module in model.named_modules() if class_name(module) == plan.model_class]
+    if len(inside) == 1 and inside[0]:
+        raise PlanError(
+            f"{path} has the upsamplers of the {plan.model_class} at {inside[0]} in this model. Give that one"
+        )
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     budget = Budget({**own, **tensors}, str(path))
     with carried_out(model, path):
