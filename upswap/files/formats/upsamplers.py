@@ -22,7 +22,7 @@ from ...plan.plan import Plan
 from ...plan.site import Site
 from ...shown import one_line
 from ...surgery.apply import added_keys, is_patched, plan_of
-from ...surgery.planning import class_name
+from ...surgery.planning import check_model, class_name
 from ...surgery.replay import apply_plan
 from ..safety.memory_limit import Budget
 from ..state_dict import assign_upsamplers, separated
@@ -66,6 +66,7 @@ def patch(model: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor], pat
                 *differing,
             )
         return
+    check_model(model)  # which says what to do with a wrapped one
     inside = [name for name, module in model.named_modules() if class_name(module) == plan.model_class]
     if len(inside) == 1 and inside[0]:
         raise PlanError(
