@@ -23,8 +23,9 @@ from ..plan.plan import Options, Override, Plan
 from ..plan.site import Site
 from ..probe.callsites.class_code import is_resize_layer
 from ..surgery.selection import SWAPPABLE, select
-from .checkpoint import Weights
-from .state_dict import assign
+from .formats import upsamplers as alone
+from .state_dict import assign, below
+from .weights import Weights
 
 _NO_OPTIONS = (
     "No options of the patch make the same upsamplers: the weights are of another model, or of upsamplers of a package that is "
@@ -35,7 +36,7 @@ _NO_OPTIONS = (
 _Typed = tuple[str, str]
 
 #: The name of an upsampler, and its options.
-_Way = tuple[str, Mapping[str, Any]]
+Way = tuple[str, Mapping[str, Any]]
 
 
 def give_trained(model: nn.Module, plan: Plan, weights: Weights) -> Weights:
@@ -44,23 +45,31 @@ def give_trained(model: nn.Module, plan: Plan, weights: Weights) -> Weights:
     Raises:
         SourceError: the upsamplers are not those of `plan`; each that differs is named, with what to give or to leave out.
     """
-    patched = _Patched(model, plan, weights)
-    differing = patched.differences()
-    if differing:
+    if weights.plan is not None:
+        alone.put(model, weights.plan, weights.tensors, weights.path)
+        return weights
+    lines = differing(model, plan, weights)
+    if lines:
         raise SourceError(
             f"{weights.path} holds the weights of a patched {type(model).__name__}, which was patched in another way:",
-            *differing,
-            *(_advice(plan.options, patched.options()) or [_NO_OPTIONS]),
+            *lines,
         )
     try:
         assign(model, weights.tensors, weights.path)
     except SourceError as error:
-        advice = _advice(plan.options, patched.options())
+        advice = _advice(plan.options, _Patched(model, plan, weights).options())
         if not advice:
             raise
         raise SourceError(*error.args, *advice) from error
     said = f"{len(weights.added)} of them of {len(plan.swapped)} upsamplers"
     return dataclasses.replace(weights, taken=f"{weights.taken}, {said}")
+
+
+def differing(model: nn.Module, plan: Plan, weights: Weights) -> list[str]:
+    """What tells the upsamplers in the weights from those of a plan for `model`, line by line, and what to give for them."""
+    patched = _Patched(model, plan, weights)
+    lines = patched.differences()
+    return [*lines, *(_advice(plan.options, patched.options()) or [_NO_OPTIONS])] if lines else []
 
 
 class _Patched:
@@ -84,10 +93,10 @@ class _Patched:
 
     def _take(self, name: str | None, path: str) -> None:
         """The tensors below a path, out of the rest, are those at the site of this name."""
-        there = {key: tensor for key, tensor in self._rest.items() if key.startswith(f"{path}.")}
-        self._rest = {key: tensor for key, tensor in self._rest.items() if key not in there}
+        there = below(path, self._rest)
+        self._rest = {key: tensor for key, tensor in self._rest.items() if not key.startswith(f"{path}.")}
         if there and name is not None:
-            self._inside[name] = {key[len(path) + 1 :]: tensor for key, tensor in there.items()}
+            self._inside[name] = there
 
     def differences(self) -> list[str]:
         """What tells the upsamplers in the weights from those of the plan, by names and shapes, line by line."""
@@ -160,32 +169,38 @@ class _Patched:
             way for way in self._ways(other[0], options.upsampler) if all(self._takes(site, *way) for site in sites)
         ]
         if ways:
-            name, config = min(ways, key=lambda way: _distance(asked, way))
+            name, config = min(ways, key=lambda way: distance(asked, way))
             return dataclasses.replace(options, upsampler=name, config=config, overrides=())
         overrides = []
         for site in sites:
             ways = [(options.upsampler, site.config)]
             if site in other:
                 ways = [way for way in self._ways(site, options.upsampler) if way[0] == options.upsampler]
-            changed = _changed(asked, min(ways, key=lambda way: _distance(asked, way))) if ways else {}
-            if changed:
-                overrides.append(Override(site.name, changed))
+            other_options = changed(asked, min(ways, key=lambda way: distance(asked, way))) if ways else {}
+            if other_options:
+                overrides.append(Override(site.name, other_options))
         return dataclasses.replace(options, overrides=tuple(overrides))
 
-    def _ways(self, site: Site, upsampler: str) -> list[_Way]:
+    def _ways(self, site: Site, upsampler: str) -> list[Way]:
         return [way for way in options_in(site, _shapes(self._inside[site.name]), upsampler) if self._takes(site, *way)]
 
     def _takes(self, site: Site, upsampler: str, config: Mapping[str, Any]) -> bool:
         """Whether an upsampler with these options loads the tensors at a site, their values too."""
         tensors = self._inside[site.name]
-        if shapes_at(site, upsampler, config) != _shapes(tensors):
-            return False
-        made = make_upsampler(dataclasses.replace(site, config=config), upsampler)
-        try:
-            made.load_state_dict(tensors)
-        except RuntimeError:
-            return False
-        return True
+        return (
+            shapes_at(site, upsampler, config) == _shapes(tensors)
+            and loaded(site, upsampler, config, tensors) is not None
+        )
+
+
+def loaded(site: Site, upsampler: str, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> nn.Module | None:
+    """The upsampler with these options at a site, and these tensors; None where it refuses them."""
+    made = make_upsampler(dataclasses.replace(site, config=config), upsampler)
+    try:
+        made.load_state_dict(dict(tensors))
+    except RuntimeError:
+        return None
+    return made
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -205,15 +220,15 @@ def _selected(sites: Sequence[Site], options: Options) -> set[str]:
     return {site.name for site in select(sites, dataclasses.replace(options, overrides=())) if site.swap}
 
 
-def _changed(asked: _Way, way: _Way) -> dict[str, Any]:
+def changed(asked: Way, way: Way) -> dict[str, Any]:
     """The options that differ from what was asked; of another upsampler, from its defaults."""
     base = asked[1] if way[0] == asked[0] else _defaults(way[0])
     return {key: value for key, value in way[1].items() if base.get(key) != value}
 
 
-def _distance(asked: _Way, way: _Way) -> tuple[int, int]:
+def distance(asked: Way, way: Way) -> tuple[int, int]:
     """How much there is to type or to leave out; what is left out is better."""
-    return len(_changed(asked, way)), sum(value != _defaults(way[0])[key] for key, value in way[1].items())
+    return len(changed(asked, way)), sum(value != _defaults(way[0])[key] for key, value in way[1].items())
 
 
 def _defaults(upsampler: str) -> dict[str, Any]:
@@ -254,7 +269,7 @@ def _typed(options: Options) -> list[_Typed]:
     if name != Options.upsampler:
         typed.append((f"--upsampler {name}", f"upsampler={name!r}"))
     own = option_types(config_class(name)) if name == Options.upsampler else {}  # the default's have flags of their own
-    for key, value in _changed((name, _defaults(name)), (name, options.config)).items():
+    for key, value in changed((name, _defaults(name)), (name, options.config)).items():
         flag = f"--{key.replace('_', '-')}"
         shown = (
             f"--set {shlex.quote(f'{key}={value}')}" if key not in own else flag if value is True else f"{flag} {value}"
