@@ -217,7 +217,7 @@ def test_what_is_no_upsampler_and_what_is_at_no_site() -> None:
         ({"aux.weight": torch.ones(1)}, r"unexpected: aux\.weight$"),
         (
             {f"stem.up.{name}": value for name, value in upswap.DySample(4).state_dict().items()},
-            "no site of this model",
+            "where this patch has no site",
         ),
         (
             {"layer.offset.weight": torch.ones(6, 4, 1, 1), "layer.offset.bias": torch.ones(6)},
