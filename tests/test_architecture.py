@@ -58,6 +58,8 @@ WITHOUT = {
 
 #: Mirrors that stand for more than one file.
 SHARED: dict[str, str] = {
+    "files/safety/pickle_walks.py": "files/safety/test_pickle_scan.py",
+    "files/safety/pickled_calls.py": "files/safety/test_pickle_scan.py",
     "nn/sampling/triton_kernels.py": "nn/sampling/test_triton.py",
     "nn/sampling/triton_launch.py": "nn/sampling/test_triton.py",
 }

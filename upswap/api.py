@@ -16,8 +16,10 @@ from torch import nn
 from .errors import InputError, OptionError, UpswapWarning
 from .files import checkpoint
 from .files.finetuned import give_trained
+from .files.formats import upsamplers as alone
 from .files.naming import converted_name
 from .files.open_source import open_source
+from .files.paths import check_target
 from .nn.configs import DySampleConfig, UpsamplerConfig, describe
 from .plan.plan import Plan
 from .probe.inputs.infer import example_inputs_for
@@ -68,8 +70,6 @@ def patch(
         exclude: patterns over site names; sites that match one are kept.
         overrides: options that differ at some sites: `{"decoder.p2": {"groups": 8}, "re:backbone\..*": {"style": "pl"}}`. An
             exact name goes before a pattern; one that matches no site is an error.
-        optimizer: an optimiser that exists already: it gets the upsamplers' parameters, as a group with its own defaults and no
-            weight decay. One made after the patch needs nothing.
         optimizer: one that exists already and holds `model`'s parameters: it gets the upsamplers' too, as a group with its own
             defaults and no weight decay. One made after the patch needs nothing.
         plan: a Plan made before, carried out as it is; the options above are then not read.
@@ -192,7 +192,7 @@ def convert(
     asked = make_options(**options)
     target = Path(output) if output is not None else converted_name(source)
     if not dry_run:  # before the work, not after it
-        checkpoint.check_target(target, source=source, force=force)
+        check_target(target, source=source, force=force)
     if example_inputs is not None and input_size is not None:
         raise InputError("give example_inputs or input_size, not both")
     with progress("looking at the model"):
@@ -207,6 +207,10 @@ def convert(
             check_same_options(rewrite.plan_of(model), options, source)
             captured = capture(model, example_inputs)
             patch(model, example_inputs)  # which says that it is patched
+        elif opened.weights is not None and opened.weights.plan is not None:
+            check_same_options(opened.weights.plan, options, str(opened.weights.path), alone=True)
+            captured = capture(model, example_inputs)
+            alone.patch(model, opened.weights.plan, opened.weights.tensors, opened.weights.path)
         else:
             operation = Operation(model, example_inputs, asked)
             operation.check_swaps()

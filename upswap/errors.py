@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from .shown import one_line
 
+# As much of a line as anybody reads: a name in it may be as long as a file.
+_LONGEST = 4_000
+
 
 class _Lines:
     """A text of the given lines. It may be shown as it is: a name in it, from a file, can neither act on a terminal nor
@@ -14,7 +17,7 @@ class _Lines:
     args: tuple[object, ...]
 
     def __init__(self, *lines: object) -> None:
-        super().__init__(*map(one_line, lines))
+        super().__init__(*(one_line(line, _LONGEST) for line in lines))
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))

@@ -16,7 +16,6 @@ import upswap
 from tiny_host import image, tiny
 from upswap import SourceError
 from upswap.apps.cli import run
-from upswap.apps.cli.convert import convert as command
 
 SPEC = "python:tiny_host:tiny"
 
@@ -65,89 +64,204 @@ def test_the_same_options_give_the_trained_model_back(name: str, here: Path) -> 
     # In Python, into a model that is patched alike.
     again = upswap.patch(tiny(), image(), **OPTIONS[name])
     assert torch.equal(upswap.load("best.pth", again)(image()), expected)
-    with pytest.raises(SourceError, match=r"upswap\.patch\(model\)"):
-        upswap.load("best.pth", tiny())
 
 
-def given(line: str) -> list[str]:
-    """The options that a message says to give, as a shell would read them."""
-    options = re.search(r"Give (.*?)(?: \(in Python: (.*)\))?$", line)
-    assert options is not None, line
-    return shlex.split(options[1])
+def followed(line: list[str], said: str) -> list[str]:
+    """A command line after what a message says to give, in place of what, or to leave out."""
+    advice = said.strip().splitlines()[-1]
+    found = re.fullmatch(r"(Give|Leave out) (.*?)(?: in place of (.*?))? \(in Python: .*\)", advice)
+    assert found is not None, advice
+    left = shlex.split(found[2] if found[1] == "Leave out" else found[3] or "")
+    at = next((at for at in range(len(line) + 1) if line[at : at + len(left)] == left), None)
+    assert at is not None, f"{left} is not in {line}"
+    return [*line[:at], *line[at + len(left) :], *(shlex.split(found[2]) if found[1] == "Give" else [])]
 
 
-@pytest.mark.parametrize(
-    ("name", "asked", "says"),
-    [
-        ("default", ["--groups", "2"], "Give --groups 4 (in Python: groups=4)"),
-        ("groups", [], "Give --groups 2 (in Python: groups=2)"),
-        ("pl", [], "Give --style pl --groups 1 (in Python: style='pl', groups=1)"),
-        ("dyscope", [], "Give --dyscope (in Python: dyscope=True)"),
-        ("paper", [], "Give --init paper (in Python: init='paper')"),
-        ("carafe", [], "Give --upsampler carafe --set up_kernel=3 --set compressed_channels=8"),
-        ("default", ["--upsampler", "carafe"], "Give --upsampler dysample (in Python: upsampler='dysample')"),
-    ],
-)
-def test_other_options_name_those_to_give(
-    name: str, asked: list[str], says: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = trained(**OPTIONS[name])
-    torch.save(model.state_dict(), "best.pth")
-    line = ["convert", SPEC, "--weights", "best.pth", "--input-size", "6x5", "-o", "out.pt", "--trust", "tiny_host"]
-    assert run([*line, *asked]) == 1
-    said = capsys.readouterr().err
-    assert says in said
-    assert "best.pth" in said
-    assert not Path("out.pt").exists()
-    # Pasted in place of what was asked, or beside it.
-    context = command.make_context("convert", [*line[1:], *asked, *given(said.strip().splitlines()[-1])])
-    assert context.params["weights"] == "best.pth"
-    assert run([*line, *asked, *given(said.strip().splitlines()[-1])]) == 0
-    assert torch.equal(upswap.load("out.pt", trust="tiny_host")(image()), model(image()))
+def followed_in_python(options: dict[str, Any], said: str) -> dict[str, Any]:
+    """The same for keyword arguments."""
+    advice = said.strip().splitlines()[-1]
+    found = re.fullmatch(r"(Give|Leave out) .* \(in Python: (.*?)(?: in place of (.*))?\)", advice)
+    assert found is not None, advice
+    first, second = (eval(f"dict({text})") for text in (found[2], found[3] or ""))
+    given, left = (first, second) if found[1] == "Give" else ({}, first)
+    assert left.items() <= options.items()
+    return {**{name: value for name, value in options.items() if name not in left}, **given}
 
 
-def test_options_of_single_sites(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = trained(overrides={"branch:0": {"groups": 1}, "layer": {"dyscope": True}})
-    torch.save(model.state_dict(), "best.pth")
-    line = ["convert", SPEC, "--weights", "best.pth", "--input-size", "6x5", "-o", "out.pt", "--trust", "tiny_host"]
-    assert run(line) == 1
-    told = [text for text in capsys.readouterr().err.splitlines() if "Give" in text]
-    assert told == ["Give --override branch:0 groups=1", "Give --override layer dyscope=True"]
-    assert run([*line, *given(told[0]), *given(told[1])]) == 0
-    assert torch.equal(upswap.load("out.pt", trust="tiny_host")(image()), model(image()))
-
-
-def test_other_sites(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(trained(exclude="layer").state_dict(), "fewer.pth")
-    line = ["convert", SPEC, "--input-size", "6x5", "-o", "out.pt", "--trust", "tiny_host"]
-    assert run([*line, "--weights", "fewer.pth"]) == 1
-    assert 'no upsampler at layer. Give --exclude layer (in Python: exclude=["layer"])' in capsys.readouterr().err
-    assert run([*line, "--weights", "fewer.pth", "--exclude", "layer"]) == 0
-    torch.save(trained().state_dict(), "all.pth")
-    assert run([*line, "--weights", "all.pth", "--exclude", "branch:1", "--force"]) == 1
-    assert "it has an upsampler at branch:1, which is kept: excluded by 'branch:1'" in capsys.readouterr().err
-
-
-class TwoKinds(nn.Module):
-    """A feature and logits are made larger."""
+class Several(nn.Module):
+    """Two features by one layer, the second of a number of channels that 4 does not divide; a gate and logits."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.last = nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.Conv2d(8, 2, 1)
+        self.stem, self.mid = nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.Conv2d(8, 6, 3, padding=1, stride=2)
+        self.up, self.gate, self.last = (
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            nn.Conv2d(6, 6, 1),
+            nn.Conv2d(6, 2, 1),
+        )
 
     def forward(self, x):
-        x = F.interpolate(self.stem(x), scale_factor=2.0, mode="bilinear")
-        return F.interpolate(self.last(x.relu()), scale_factor=2.0, mode="bilinear")
+        x = self.up(self.mid(self.up(self.stem(x).relu())).relu())
+        x = x * F.interpolate(self.gate(F.max_pool2d(x, 2)), scale_factor=2.0).sigmoid()
+        return F.interpolate(self.last(x), scale_factor=2.0, mode="bilinear")
 
 
-def test_another_kind_is_named(here: Path) -> None:
-    kinds = ("feature", "logits")
-    torch.save(TwoKinds(), "net.pt")
-    torch.save(upswap.patch(TwoKinds(), kinds=kinds).state_dict(), "both.pth")
-    trust = __name__.partition(".")[0]
-    with pytest.raises(SourceError, match=r"which is logits\. Give --kind feature --kind logits \(in Python: kinds="):
-        upswap.convert("net.pt", weights="both.pth", trust=trust)
-    upswap.convert("net.pt", weights="both.pth", trust=trust, kinds=kinds, dry_run=True)
+Case = tuple[str, dict[str, Any], list[str], dict[str, Any], str]
+
+ALL = ["feature", "gate", "logits"]
+
+# The host, what it was trained with, what is asked for on the command line and in Python, and what is said.
+ADVICE: list[Case] = [
+    ("Tiny", {}, ["--groups", "2"], {"groups": 2}, "Leave out --groups 2 (in Python: groups=2)"),
+    ("Tiny", {}, ["--dyscope"], {"dyscope": True}, "Leave out --dyscope (in Python: dyscope=True)"),
+    ("Tiny", {"groups": 2}, [], {}, "Give --groups 2 (in Python: groups=2)"),
+    ("Tiny", {"groups": 2}, ["--dyscope"], {"dyscope": True}, "Give --groups 2 in place of --dyscope (in Python: "),
+    ("Tiny", {"style": "pl", "groups": 1}, [], {}, "Give --style pl --groups 1 (in Python: style='pl', groups=1)"),
+    ("Tiny", {"dyscope": True}, [], {}, "Give --dyscope (in Python: dyscope=True)"),
+    ("Tiny", {"init": "paper"}, [], {}, "Give --init paper (in Python: init='paper')"),
+    (
+        "Tiny",
+        {"upsampler": "carafe", "up_kernel": 3, "compressed_channels": 8},
+        ["--groups", "2"],
+        {"groups": 2},
+        "Give --upsampler carafe --set up_kernel=3 --set compressed_channels=8 in place of --groups 2",
+    ),
+    (
+        "Tiny",
+        {},
+        ["--upsampler", "carafe", "--set", "up_kernel=3"],
+        {"upsampler": "carafe", "up_kernel": 3},
+        "Leave out --upsampler carafe --set up_kernel=3 (in Python: upsampler='carafe', up_kernel=3)",
+    ),
+    (
+        "Tiny",
+        {"overrides": {"branch:0": {"groups": 1}, "layer": {"dyscope": True}}},
+        [],
+        {},
+        "Give --override branch:0 groups=1 --override layer dyscope=True (in Python: overrides=",
+    ),
+    (
+        "Tiny",
+        {},
+        ["--override", "layer", "dyscope=True"],
+        {"overrides": {"layer": {"dyscope": True}}},
+        "Leave out --override layer dyscope=True",
+    ),
+    (
+        "Tiny",
+        {"overrides": {"layer": {"groups": 1}}},
+        ["--override", "layer", "dyscope=True"],
+        {"overrides": {"layer": {"dyscope": True}}},
+        "Give --override layer groups=1 in place of --override layer dyscope=True",
+    ),
+    (
+        "Tiny",
+        {"upsampler": "carafe"},
+        ["--override", "layer", "groups=1"],
+        {"overrides": {"layer": {"groups": 1}}},
+        "Give --upsampler carafe in place of --override layer groups=1",
+    ),
+    (
+        "Tiny",
+        {"exclude": "layer"},
+        [],
+        {},
+        "no upsampler at layer\nGive --exclude layer (in Python: exclude=['layer'])",
+    ),
+    (
+        "Tiny",
+        {},
+        ["--exclude", "branch:*"],
+        {"exclude": ["branch:*"]},
+        "at branch:1, which is kept: excluded by 'branch:*'\nLeave out --exclude 'branch:*'",
+    ),
+    (
+        "Tiny",
+        {"exclude": "layer"},
+        ["--exclude", "branch:*"],
+        {"exclude": ["branch:*"]},
+        "Give --exclude layer in place of --exclude 'branch:*'",
+    ),
+    (
+        "Tiny",
+        {},
+        ["--include", "branch:*"],
+        {"include": ["branch:*"]},
+        "Give --include 'branch:*' --include straight --include layer in place of --include 'branch:*'",
+    ),
+    ("Several", {"share_layers": True}, [], {}, "Give --share-layers (in Python: share_layers=True)"),
+    (
+        "Several",
+        {},
+        ["--share-layers"],
+        {"share_layers": True},
+        "Leave out --share-layers (in Python: share_layers=True)",
+    ),
+    (
+        "Several",
+        {"kinds": ALL},
+        [],
+        {},
+        "Give --kind feature --kind gate --kind logits (in Python: kinds=['feature', 'gate', 'logits'])",
+    ),
+    (
+        "Several",
+        {"kinds": ALL, "style": "pl"},
+        ["--kind", "feature", "--groups", "1"],
+        {"kinds": ["feature"], "groups": 1},
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("host", "options", "line", "keywords", "says"), ADVICE)
+def test_what_is_said_to_give_makes_it_fit(
+    host: str,
+    options: dict[str, Any],
+    line: list[str],
+    keywords: dict[str, Any],
+    says: str,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the command line and in Python, and what is still to be said in the next message."""
+    model, inputs = (Several().eval(), torch.randn(1, 3, 32, 32)) if host == "Several" else (tiny(), image())
+    torch.save(model, "net.pt")
+    trust = type(model).__module__.partition(".")[0]
+    upswap.patch(model, inputs, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    torch.save(model.state_dict(), "best.pth")
+    size = "x".join(map(str, inputs.shape[2:]))
+    command = ["convert", "net.pt", "--weights", "best.pth", "--input-size", size, "-o", "out.pt", "--trust", trust]
+    assert run([*command, *line]) == 1
+    said = capsys.readouterr().err
+    assert "best.pth holds the weights of a patched" in said or "init_pos" in said
+    assert says in said
+    assert not Path("out.pt").exists()
+    for _ in range(3):
+        line = followed(line, said)
+        if run([*command, *line]) == 0:
+            break
+        said = capsys.readouterr().err
+    assert torch.equal(upswap.load("out.pt", trust=trust)(inputs), model(inputs))
+    loading: Any = {"weights": "best.pth", "example_inputs": inputs, "trust": [trust], "dry_run": True}
+    for _ in range(3):
+        try:
+            done = upswap.convert("net.pt", **loading, **keywords)
+        except SourceError as error:
+            keywords = followed_in_python(keywords, str(error))
+    assert torch.equal(done.model(inputs), model(inputs))
+
+
+def test_an_upsampler_of_no_options(here: Path) -> None:
+    state = trained().state_dict()
+    torch.save(
+        {name: value[:, :3] if "layer.offset.weight" in name else value for name, value in state.items()}, "w.pth"
+    )
+    with pytest.raises(SourceError, match=r"other tensors at layer\nNo options of the patch make the same upsamplers"):
+        upswap.convert(SPEC, weights="w.pth", example_inputs=image(), trust="tiny_host")
 
 
 def test_tensors_of_something_else_are_no_upsampler(here: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import upswap
 from upswap import DySample
@@ -139,6 +140,10 @@ def test_gradients_may_be_added_up_before_a_step() -> None:
 def test_compiled_and_traced_training_asks_nothing() -> None:
     module = DySample(32)
     module.apply(of_all_parameters)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module(X)
+    torch.func.vmap(module)(X.unsqueeze(1))
+    torch.func.grad(lambda x: module(x).sum())(X)
     torch.compile(module, backend="eager", fullgraph=True)(X)
     torch.jit.trace(module, X)
 

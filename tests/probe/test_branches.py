@@ -126,6 +126,38 @@ def test_loading_does_not_depend_on_the_branch_a_run_takes(number: int, form: st
     assert upswap.plan_of(loaded) == upswap.plan_of(patched)
 
 
+class Losses(nn.Module):
+    """A segmenter whose losses alone run the head beside, and never the one that is left over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.decode_head, self.auxiliary_head, self.left_over = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            *map(Head, (8, 9, 9)),
+        )
+
+    def loss(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.stem(image)
+        return self.decode_head(x) + self.auxiliary_head(x)
+
+    def forward(self, image: torch.Tensor, mode: str = "tensor") -> torch.Tensor:
+        result: torch.Tensor = self.loss(image) if mode == "loss" else self.decode_head(self.stem(image))
+        return result
+
+
+def test_a_head_that_other_arguments_run_is_told_and_found_with_them() -> None:
+    plan = upswap.inspect(Losses())
+    assert [site.name for site in plan.sites] == ["decode_head", "decode_head.up"]
+    (hint,) = plan.hints
+    assert hint.startswith("arguments choose what runs, and these did not")
+    assert hint.endswith("to have them swapped: auxiliary_head")
+    plan = upswap.inspect(Losses(), ((torch.randn(1, 3, 32, 32),), {"mode": "loss"}))
+    assert [site.owner for site in plan.swapped] == [
+        f"{name}_head{up}" for name in ("decode", "auxiliary") for up in ("", ".up")
+    ]
+    assert not plan.hints
+
+
 def test_lines_that_were_not_reached_are_told() -> None:
     low, high = upswap.inspect(Branch(1000)), upswap.inspect(Branch(-1000))
     assert [site.mode for site in (*low.swapped, *high.swapped)] == ["nearest", "bilinear"]

@@ -50,7 +50,7 @@ class Fit:
         return ".".join(filter(None, (self.key, *prefix)))
 
 
-def choose(parts: Mapping[str, Tensors], own: Tensors, key: str | None, path: Path, model: str) -> Fit:
+def choose(parts: Mapping[str, Tensors], own: Tensors, key: str | None, path: str | Path, model: str) -> Fit:
     """The one way to take a file's tensors for those of a model.
 
     Args:
@@ -76,7 +76,7 @@ def choose(parts: Mapping[str, Tensors], own: Tensors, key: str | None, path: Pa
     return first
 
 
-def several(path: Path, found: Mapping[str, int], what: str) -> SourceError:
+def several(path: str | Path, found: Mapping[str, int], what: str) -> SourceError:
     """The error for a file with several things that could be meant, by their keys, with the number of their tensors."""
     most = sorted(found.items(), key=lambda item: -item[1])[:10]
     flags = [f"--key {shlex.quote(key)}" for key, _ in most]  # a key is a stranger's text, to be pasted into a shell
@@ -89,7 +89,12 @@ def several(path: Path, found: Mapping[str, int], what: str) -> SourceError:
     )
 
 
-def _asked(parts: Mapping[str, Tensors], key: str, path: Path) -> tuple[str, str | None]:
+def keys_listed(found: Iterable[str]) -> str:
+    """The keys of a file, as a message has them; a file that is one thing itself has none."""
+    return ", ".join(repr(name) for name in found if name) or "none"
+
+
+def _asked(parts: Mapping[str, Tensors], key: str, path: str | Path) -> tuple[str, str | None]:
     """The part that a key names, and the prefix of names after it."""
     if key in parts:
         return key, None
@@ -128,8 +133,11 @@ def _spellings(found: Iterable[str]) -> Iterator[tuple[dict[str, str], tuple[str
 def _prefixes(names: Iterable[str], own: Tensors) -> Counter[str]:
     """The prefixes behind which names of the model stand, and how many of them."""
     found: Counter[str] = Counter()
+    longest = max(map(len, own), default=0)
     for name in names:
-        at = 0
+        at = name.find(".", len(name) - longest - 1) + 1 if len(name) > longest else 0
+        if not at and len(name) > longest:
+            continue
         while True:
             if name[at:] in own:
                 found[name[:at]] += 1

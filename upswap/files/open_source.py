@@ -15,7 +15,8 @@ from ..shown import errors_shown
 from . import checkpoint
 from .formats import folder as own_folder
 from .formats import host_folder as hub
-from .safety.judgement import check_parts
+from .safety.instance_rules import check_parts
+from .weights import Weights, load_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Source:
     spec: str | None
     path: Path | None
     taken: str | None = None
-    weights: checkpoint.Weights | None = None
+    weights: Weights | None = None
 
     @property
     def said(self) -> str | None:
@@ -78,5 +79,5 @@ def open_source(
         source = Source(build(spec), str(spec), None)
     if weights is None:
         return source
-    loaded = checkpoint.load_weights(source.model, weights, trust=trust, key=key, patched=patched)
+    loaded = load_weights(source.model, weights, trust=trust, key=key, patched=patched)
     return dataclasses.replace(source, weights=loaded)

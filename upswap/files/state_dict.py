@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,16 +13,24 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import SaveError, SourceError
 from ..shown import one_line
+from ..surgery.apply import added_keys, installed
 from .fitting import differences
 
+T = TypeVar("T")
 
-def separated(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The state dict as tensors that share no memory, and for the names left out, the name of the same tensor."""
+
+def separated(model: nn.Module, keys: Container[str] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The state dict as tensors that share no memory, and for the names left out, the name of the same tensor.
+
+    With `keys`, of these entries of it.
+    """
     tensors: dict[str, torch.Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
     for name, tensor in model.state_dict().items():
+        if keys is not None and name not in keys:
+            continue
         if not isinstance(tensor, torch.Tensor):
             raise SaveError(
                 f"the state dict has a {type(tensor).__name__} under {name!r}, which .safetensors cannot hold; use .pt"
@@ -59,7 +67,9 @@ def _no_memory(tensor: torch.Tensor) -> str | None:
     return None
 
 
-def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, *, keep_dtype: bool = False) -> None:
+def assign(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str | Path, *, keep_dtype: bool = False
+) -> None:
     """`load_state_dict`, strict, with one message; `keep_dtype` makes the model take the dtypes of the file.
 
     Raises:
@@ -81,6 +91,32 @@ def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, *,
     except RuntimeError as error:  # a hook of the model's own
         cause = one_line(str(error), 500)
         raise SourceError(f"{path} cannot be loaded into this {type(model).__name__}: {cause}") from error
+
+
+def assign_upsamplers(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """As `assign`, of the upsamplers of a patched model alone: nothing of its host is written to.
+
+    Raises:
+        SourceError: keys or shapes are not those of the upsamplers, or one refuses its tensors. The model is as it was.
+    """
+    added = added_keys(model)
+    problems = differences({name: value for name, value in model.state_dict().items() if name in added}, tensors)
+    if problems:
+        raise SourceError(f"{path} does not hold the upsamplers of this {type(model).__name__}: {problems}")
+    loads = [(part, below(place, tensors)) for place, part in installed(model)]
+    try:
+        for part, own in loads:  # copies first: one may refuse when others are loaded already
+            copy.deepcopy(part).load_state_dict(own)
+    except RuntimeError as error:
+        cause = one_line(str(error), 500)
+        raise SourceError(f"{path} does not hold the upsamplers of this {type(model).__name__}: {cause}") from error
+    for part, own in loads:
+        part.load_state_dict(own)
+
+
+def below(path: str, tensors: Mapping[str, T]) -> dict[str, T]:
+    """What stands below a path, by the names that it has there."""
+    return {name[len(path) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{path}.")}
 
 
 def _refusals(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[str]:

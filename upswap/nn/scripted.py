@@ -22,8 +22,8 @@ def dysample_forward(
     scale_factor: Optional[BroadcastingList2[float]] = None,
 ) -> Tensor:
     """As `DySample.forward`."""
-    if x.dim() != 4 or x.size(1) != self.in_channels:
-        raise ValueError("DySample expects an input of another shape")
+    if x.dim() != 4 or x.size(1) != self.in_channels or not x.is_floating_point():
+        raise ValueError("DySample expects an input of another shape or dtype")
     if size is not None and scale_factor is not None:
         raise ValueError("give size or scale_factor, not both")
     height, width = x.size(2), x.size(3)
@@ -71,6 +71,18 @@ def dysample_forward(
     counted = torch.float32 if direct or x.device.type != "cpu" else dtype
     rows = _positions(mode, corners_read, height, h, rows_by, dtype, counted, most_copied, x.device)
     columns = _positions(mode, corners_read, width, w, columns_by, dtype, counted, most_copied, x.device)
+    if hasattr(self, "init_pos"):
+        # As `DySample._upsample` has it: what was loaded, where float64 shows how it was rounded.
+        own = size is not None and h == height * cells[0] and w == width * cells[1]
+        if (
+            (predicted or own)
+            and mode == "bilinear"
+            and dtype == torch.float64
+            and self.init_pos.dtype == torch.float64
+        ):
+            per_pixel = self.init_pos.view(2, self.groups, cells[0], cells[1])
+            rows = _repeated(per_pixel[1, 0, :, 0], height)
+            columns = _repeated(per_pixel[0, 0, 0], width)
     rows = ((2 * rows + (1 - height)) / height).unsqueeze(1)
     columns = (2 * columns + (1 - width)) / width
     grid = torch.stack(
@@ -87,12 +99,15 @@ def dysample_forward(
 
 def _offsets(x: Tensor, weight: Tensor, bias: Optional[Tensor], cells: Tuple[int, int], style: str) -> Tensor:
     """The outputs of a 1x1 convolution with their sub-pixels spread over space: (B, N, sh * H, sw * W)."""
-    weight = weight.to(x.dtype)
+    # TorchScript cannot leave autocast, nor ask for it (torch 2.14 crashes): a product shows it. Of float64 it rounds nothing.
+    one = x.new_zeros([1, 1])
+    dtype = x.dtype if torch.mm(one, one).dtype == x.dtype else torch.float64
+    weight = weight.to(dtype)
     if bias is not None:
-        bias = bias.to(x.dtype)
+        bias = bias.to(dtype)
     if style == "pl":
-        return torch.conv2d(_shuffle(x, cells), weight, bias)
-    return _shuffle(torch.conv2d(x, weight, bias), cells)
+        return torch.conv2d(_shuffle(x, cells).to(dtype), weight, bias).to(x.dtype)
+    return _shuffle(torch.conv2d(x.to(dtype), weight, bias).to(x.dtype), cells)
 
 
 def _shuffle(x: Tensor, cells: Tuple[int, int]) -> Tensor:
@@ -103,6 +118,12 @@ def _shuffle(x: Tensor, cells: Tuple[int, int]) -> Tensor:
     channels = x.size(1) // (vertical * horizontal)
     by_cell = x.reshape(x.size(0), channels, vertical, horizontal, x.size(2), x.size(3))
     return by_cell.permute(0, 1, 4, 2, 5, 3).reshape(x.size(0), channels, x.size(2) * vertical, x.size(3) * horizontal)
+
+
+def _repeated(sub_pixels: Tensor, source: int) -> Tensor:
+    """As `sampling.positions.repeated_positions`."""
+    index = torch.arange(source, dtype=sub_pixels.dtype, device=sub_pixels.device)
+    return (index.unsqueeze(1) + sub_pixels).flatten()
 
 
 def _positions(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UpswapWarning
+from .sampling.autograd import plain_functions_wanted
 
 #: After how many forwards that find a gradient unchanged weights are told of. Few people add up gradients over more.
 PATIENCE = 100
@@ -41,7 +42,9 @@ def watch(upsampler: Any, weight: nn.Parameter, x: Tensor) -> None:
     At the first, `UpswapWarning` for a state that no training explains, and for weights that are frozen where what feeds them
     is trained; after `PATIENCE` that found a gradient, for weights that are still what they were.
     """
-    if not torch.is_grad_enabled() or type(x) is not Tensor or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if not torch.is_grad_enabled() or type(x) is not Tensor or plain_functions_wanted():
+        return
+    if torch._C._len_torch_dispatch_stack():  # of fake tensors, or a trace of what runs: values are not to be asked for
         return
     if getattr(upsampler, "_is_replica", False):  # of nn.DataParallel, made anew for each forward
         return

@@ -1,4 +1,4 @@
-"""What a model whose data choose a branch could call beside what it called: modules that did not run, lines not reached."""
+"""What a model could call beside what it called, by other data or arguments: modules that did not run, lines not reached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import RewriteError
 from .callsites.class_code import is_resize_layer, names_a_resize
-from .callsites.functions import attributes, functions_in
+from .callsites.functions import attributes, functions_in, names_by_function
 from .callsites.syntax import calls_in, function_node, other_positions
 from .observe import Observation
 
@@ -44,30 +44,38 @@ def with_modules_alike(model: nn.Module, run: Observation) -> Observation:
     return dataclasses.replace(run, calls=calls, forwards=forwards)
 
 
-def unreached(model: nn.Module, run: Observation) -> str | None:
-    """What is to be said of resizes that other values may lead to, and that are not listed as sites; None where there are
-    none."""
-    if not run.reads_values:
-        return None
-    ran = _that_ran(run.called)
-    twins = _twins(model, run.called)
-    found = [
-        path
-        for path, module in _outermost_idle(model, "", ran)
-        if path not in twins and any(map(_may_resize, module.modules()))
-    ]
-    found += _lines_not_reached(model, run)
+def unreached(model: nn.Module, first: Observation, trained: Observation | None) -> str | None:
+    """What is to be said of resizes that other values or arguments may lead to, and that are not listed as sites; None where
+    there are none."""
+    if first.reads_values:
+        twins = _twins(model, first.called)
+        found = [
+            path
+            for path, _, module in _outermost_idle(model, first.called)
+            if path not in twins and _may_resize(module)
+        ]
+        found += _lines_not_reached(model, first)
+        why = "values choose what runs, and these did not; pass example_inputs that lead there"
+    else:
+        called = first.called | (trained.called if trained is not None else set())
+        # What the code of its owner never names is not in use.
+        found = [
+            path
+            for path, owner, module in _outermost_idle(model, called)
+            if any(path.rpartition(".")[2] in names for names in names_by_function(type(owner))) and _may_resize(module)
+        ]
+        why = "arguments choose what runs, and these did not; pass example_inputs that lead there"
     if not found:
         return None
     shown = "; ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-    return (
-        f"values choose what runs, and these did not; pass example_inputs that lead there to have them swapped: {shown}"
-    )
+    return f"{why} to have them swapped: {shown}"
 
 
 def _may_resize(module: nn.Module) -> bool:
-    return is_resize_layer(module) or (
-        not type(module).__module__.startswith("torch.") and names_a_resize(type(module))
+    """Whether a module, or one in it, may."""
+    return any(
+        is_resize_layer(inner) or (not type(inner).__module__.startswith("torch.") and names_a_resize(type(inner)))
+        for inner in module.modules()
     )
 
 
@@ -110,7 +118,7 @@ def _twins(model: nn.Module, called: set[str]) -> dict[str, str]:
     ran = _that_ran(called)
     shape_of = functools.cache(lambda path: _shape_of(model.get_submodule(path)))
     twins: dict[str, str] = {}
-    for path, module in _outermost_idle(model, "", ran):
+    for path, _, module in _outermost_idle(model, called):
         of_its_class = (other for other, twin in model.named_modules() if other in ran and type(twin) is type(module))
         twin = next((other for other in of_its_class if shape_of(other) == _shape_of(module)), None)
         if twin is not None:
@@ -118,13 +126,19 @@ def _twins(model: nn.Module, called: set[str]) -> dict[str, str]:
     return twins
 
 
-def _outermost_idle(module: nn.Module, path: str, ran: set[str]) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        inner = f"{path}.{name}" if path else name
-        if inner not in ran:
-            yield inner, child
-        else:
-            yield from _outermost_idle(child, inner, ran)
+def _outermost_idle(model: nn.Module, called: set[str]) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """The modules that did not run, nor any in them, of those that are in one that did: each with that one."""
+    ran = _that_ran(called)
+
+    def within(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        for name, child in module.named_children():
+            inner = f"{path}.{name}" if path else name
+            if inner not in ran:
+                yield inner, module, child
+            else:
+                yield from within(child, inner)
+
+    return within(model, "")
 
 
 def _shape_of(module: nn.Module) -> Any:

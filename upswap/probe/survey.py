@@ -73,7 +73,7 @@ def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False)
         first = called_from(first, apart)
         second, trained = second and called_from(second, apart), trained and called_from(trained, apart)
     sites, unlocated = _sites(model, first, second, trained)
-    hints = list(filter(None, (hint, _hint_of_unseen(first, trained), unreached(model, first))))
+    hints = list(filter(None, (hint, _hint_of_unseen(first, trained), unreached(model, first, trained))))
     return Survey(sites, unlocated, (first, second) if second else (first,), trained, hints)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickletools
 from collections import OrderedDict
 from pathlib import Path
@@ -17,11 +16,9 @@ from torch import nn
 from ultralytics.utils import IterableSimpleNamespace
 
 import upswap
-from models import IMAGES, patched, unet
+from models import IMAGES
 from raw_pickle import Call, Global, New, Raw, module, pickled, write_pt
-from upswap import SourceError, UntrustedFileError, UpswapWarning
-from upswap.files.formats import safetensors as portable
-from upswap.files.open_source import open_source
+from upswap import SourceError, UntrustedFileError
 
 SET = Global("builtins", "set")
 ENCODE = Global("_codecs", "encode")
@@ -124,7 +121,7 @@ class Evil:
     """Fails after what comes before it in a file was made."""
 
     def __reduce__(self) -> Any:
-        return set, (1,)
+        return set, ([[]],)
 
 
 def test_no_code_of_a_class_runs_before_the_whole_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,70 +182,9 @@ def test_weight_norm_keeps_its_hook(tmp_path: Path) -> None:
     torch.testing.assert_close(upswap.load(tmp_path / "model.pt")(x), model(x), rtol=0, atol=0)
 
 
-#: Names of parts, and whether a file may have them.
-NAMES = {
-    "conv": True, "0": True, "block1-0": True, "(0, 1)": True, "a b": True, "été": True,
-    'a"': False, "a'": False, "a\nb": False, "a\r": False, "a\u2028": False, "a\\": False, "a{x}": False, "": False,
-    "a.b": False, "__class__": False, "²": False, "a\x00": False, "a\x1b[2J": False, "a\n": False,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("place", ["_modules", "_parameters", "_buffers"])
-@pytest.mark.parametrize("name", list(NAMES))
-def test_names_of_parts(name: str, place: str, tmp_path: Path) -> None:
-    """What load would refuse, save does not write without a warning."""
-    model = nn.Sequential(nn.Conv2d(1, 1, 1))
-    part = {"_modules": nn.ReLU(), "_parameters": nn.Parameter(torch.zeros(1)), "_buffers": torch.zeros(1)}[place]
-    model[0].__dict__[place][name] = part
-    if NAMES[name]:
-        upswap.save(model, tmp_path / "model.pt")
-        assert name in vars(upswap.load(tmp_path / "model.pt")[0])[place]
-        return
-    with pytest.warns(UpswapWarning, match="named"):
-        upswap.save(model, tmp_path / "model.pt")
-    with pytest.raises(UntrustedFileError, match="named") as caught:
-        upswap.load(tmp_path / "model.pt")
-    assert str(caught.value).isprintable()
-
-
-def test_what_save_says_of_a_name_works(tmp_path: Path) -> None:
-    def build() -> nn.Module:
-        model = unet()
-        model.decoder.add_module("a'b", nn.Identity())
-        return model
-
-    model = patched(build())
-    with pytest.warns(UpswapWarning, match=r"safetensors, which upswap\.load\(path, model\) reads"):
-        upswap.save(model, tmp_path / "model.pt")
-    path = upswap.save(model, tmp_path / "model.safetensors")
-    with torch.no_grad():
-        torch.testing.assert_close(upswap.load(path, build())(IMAGES), model(IMAGES), rtol=0, atol=0)
-
-
 def test_patched_models_load_by_every_route(tmp_path: Path) -> None:
     model = upswap.patch(smp.UPerNet("resnet18", encoder_weights=None).eval())
     got = upswap.load(upswap.save(model, tmp_path / "model.pt"))
     assert {site.route for site in upswap.plan_of(got).swapped} >= {"graph", "source"}
     with torch.no_grad():
         torch.testing.assert_close(got(IMAGES), model(IMAGES), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", ["nyu", 'n"); exec("x'])
-def test_a_configuration_may_not_name_parts_as_it_likes(name: str, tmp_path: Path) -> None:
-    """ZoeDepth names its heads as its configuration does."""
-    from zoos.transformers_zoo import CASES
-
-    (case,) = (case for case in CASES if case.name == "zoedepth-nk")
-    model: Any = case.build()
-    old = model.config.bin_configurations[0]["name"]
-    model.save_pretrained(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace(json.dumps(old), json.dumps(name)))
-    tensors, _ = portable.read(tmp_path / "model.safetensors")
-    renamed = {key.replace(f".{old}.", f".{name}."): tensor for key, tensor in tensors.items()}
-    portable.write(renamed, {"format": "pt"}, tmp_path / "model.safetensors")
-    if name.isidentifier():
-        assert open_source(f"hf:{tmp_path}").model
-        return
-    with pytest.raises(UntrustedFileError, match="named"):
-        open_source(f"hf:{tmp_path}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,8 +9,7 @@ import diffusers
 import torch
 from torch import nn
 
-from zoos.case import Arguments, Case
-from zoos.torchvision_zoo import seeded
+from zoos.case import Arguments, Case, seeded_case
 
 SOURCE = "feature => source"
 
@@ -68,26 +66,11 @@ def awake(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
                 nn.init.normal_(module.weight, std=0.1)
         return model
 
-    return functools.partial(seeded, build)
+    return build
 
 
-def case(
-    name: str,
-    make: Callable[[], nn.Module],
-    expected: Mapping[str, str],
-    inputs: Callable[[nn.Module, int], Arguments],
-    **fields: Any,
-) -> Case:
-    return Case(
-        "diffusers",
-        name,
-        awake(make),
-        inputs,
-        lambda model: inputs(model, 1),
-        count=3,
-        expected=expected,
-        **fields,
-    )
+def case(name: str, make: Callable[[], nn.Module], expected: Mapping[str, str], inputs: Any, **fields: Any) -> Case:
+    return seeded_case("diffusers", name, awake(make), expected, inputs, **fields)
 
 
 def upsamplers(*paths: str) -> dict[str, str]:

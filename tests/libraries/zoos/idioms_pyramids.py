@@ -5,6 +5,7 @@ The models are this repository's own. What they have of docTR, mmsegmentation an
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections import OrderedDict
@@ -24,10 +25,9 @@ class Stem(nn.Module):
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
-        ins = (3, *widths)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(ins, widths, strict=False)
+            for a, b in itertools.pairwise((3, *widths))
         )
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from zoos import idioms_iterative, idioms_pyramids, idioms_saliency
-from zoos.case import Arguments, Case
-from zoos.torchvision_zoo import batches, seeded
+from zoos.case import Arguments, Case, batches, seeded_case
 
 SOURCE = "feature => source"
 LAYER = "feature => module"
@@ -56,17 +55,8 @@ def case(
     **fields: Any,
 ) -> Case:
     """A model under the name of its class, or `name` where it is made with `arguments`."""
-    training = training or (lambda model: inputs(model, 1))
-    return Case(
-        "idioms",
-        name or cls.__name__,
-        functools.partial(seeded, functools.partial(cls, **(arguments or {})), training),
-        inputs,
-        training,
-        count=3,
-        expected=expected,
-        **fields,
-    )
+    build = functools.partial(cls, **(arguments or {}))
+    return seeded_case("idioms", name or cls.__name__, build, expected, inputs, training=training, **fields)
 
 
 def numbered(owner: str, *decided: str) -> dict[str, str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from kornia import feature
@@ -18,8 +17,7 @@ from kornia.models.rt_detr.architecture.hybrid_encoder import HybridEncoder
 from kornia.models.small_sr import SmallSRNetWrapper
 from torch import nn
 
-from zoos.case import Arguments, Case
-from zoos.torchvision_zoo import seeded
+from zoos.case import Arguments, seeded_case
 
 SOURCE = "feature => source"
 SIZES = ((2, 64, 64), (1, 96, 64), (3, 64, 128))
@@ -37,24 +35,7 @@ def images(channels: int = 3, sizes: tuple[tuple[int, int, int], ...] = SIZES) -
     return inputs
 
 
-def case(
-    name: str,
-    make: Callable[[], nn.Module],
-    expected: Mapping[str, str],
-    inputs: Callable[[nn.Module, int], Arguments] | None = None,
-    **fields: Any,
-) -> Case:
-    inputs = inputs or images()
-    return Case(
-        "kornia",
-        name,
-        functools.partial(seeded, make, lambda model: inputs(model, 1)),
-        inputs,
-        lambda model: inputs(model, 1),
-        count=3,
-        expected=expected,
-        **fields,
-    )
+case = functools.partial(seeded_case, "kornia")
 
 
 class Pyramid(nn.Module):
@@ -85,18 +66,18 @@ class Dense(feature.ALIKED):
 LOFTR = {"initial_dim": 8, "block_dims": [8, 12, 16]}
 
 CASES = [
-    # Its stem is handed ten gradients of the one channel, which no guess could know.
+    # Its stem is handed ten gradients of the one channel.
     case(
         "KeyNet",
         lambda: feature.KeyNet(pretrained=False),
         {"root:0": "image", "root:1": SOURCE, "root:2": "image", "root:3": SOURCE},
         images(1, ODD),
-        inferred=False,
     ),
     case(
         "DISK Unet",
         lambda: Unet(3, size=3, down=[8, 8, 16], up=[16, 8]),
         {f"path_up.{level}.upsample": "feature => graph" for level in (0, 1)},
+        images(),
     ),
     case(
         "LoFTR 8 2",
@@ -122,12 +103,14 @@ CASES = [
         "ALIKED",
         lambda: Dense("aliked-t16"),
         dict.fromkeys(("upsample2", "upsample8", "upsample32"), "feature => module"),
+        images(),
     ),
     # Transposed convolutions bring every side output to the size it then is resized to.
     case(
         "DexiNed",
         lambda: DexiNed(pretrained=False),
         {f"up_block_{level}": "identity" for level in range(1, 7)},
+        images(),
         tested=False,
     ),
     case(
@@ -142,7 +125,6 @@ CASES = [
         lambda: SmallSRNetWrapper(2, pretrained=False),
         {"root:0": "image", "root:1": "image"},
         images(3, SMALL),
-        inferred=False,
     ),
-    case("RT-DETR encoder", Pyramid, {"encoder.ccfm:0": SOURCE, "encoder.ccfm:1": SOURCE}),
+    case("RT-DETR encoder", Pyramid, {"encoder.ccfm:0": SOURCE, "encoder.ccfm:1": SOURCE}, images()),
 ]

@@ -14,8 +14,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 from torch import nn
 
-from zoos.case import Arguments, Case
-from zoos.torchvision_zoo import batches, seeded
+from zoos.case import Case, batches, seeded_case
 
 ARCHITECTURES = (
     "Unet",
@@ -58,14 +57,8 @@ def case(architecture: str, encoder: str) -> Case:
         inputs = batches((1, 256, 256), (2, 256, 288))
     else:
         inputs = batches((1, 64, 64), (2, 64, 96))
-    return Case(
-        "smp",
-        f"{architecture}-{encoder}",
-        functools.partial(seeded, functools.partial(build, architecture, encoder), lambda model: inputs(model, 1)),
-        inputs,
-        lambda model: inputs(model, 1),
-        tested=False,
-    )
+    make = functools.partial(build, architecture, encoder)
+    return seeded_case("smp", f"{architecture}-{encoder}", make, None, inputs, count=2, tested=False)
 
 
 CASES = [
@@ -96,29 +89,20 @@ SEGFORMER = {
 PAPER_INPUTS = batches((1, 64, 64), (2, 64, 96))
 
 
-def paper_batch(model: nn.Module) -> Arguments:
-    return PAPER_INPUTS(model, 1)
-
-
 PAPER_CASES = [
     *(
-        Case(
+        seeded_case(
             "smp",
             f"panoptic_fpn-{encoder}",
-            functools.partial(seeded, functools.partial(build, "FPN", encoder), paper_batch),
+            functools.partial(build, "FPN", encoder),
+            PANOPTIC,
             PAPER_INPUTS,
-            paper_batch,
-            expected=PANOPTIC,
+            count=2,
             options={"exclude": ("decoder.seg_blocks*",)},
         )
         for encoder in ("resnet50", "resnet101")
     ),
-    Case(
-        "smp",
-        "segformer_b1",
-        functools.partial(seeded, functools.partial(build, "Segformer", "mit_b1"), paper_batch),
-        PAPER_INPUTS,
-        paper_batch,
-        expected=SEGFORMER,
+    seeded_case(
+        "smp", "segformer_b1", functools.partial(build, "Segformer", "mit_b1"), SEGFORMER, PAPER_INPUTS, count=2
     ),
 ]

@@ -11,25 +11,14 @@ from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.mobilenetv5 import MobileNetV5, MobileNetV5Encoder
 from torch import nn
 
-from zoos.case import Case
-from zoos.torchvision_zoo import batches, seeded
+from zoos.case import Case, batches, seeded_case
 
 Shape = tuple[int, int, int]
 
 
 def case(name: str, build: Callable[[], nn.Module], expected: dict[str, str], *shapes: Shape, **fields: Any) -> Case:
-    """A case that trains on its second batch."""
-    inputs = batches(*shapes)
-    return Case(
-        "timm",
-        name,
-        functools.partial(seeded, build, lambda model: inputs(model, 1)),
-        inputs,
-        lambda model: inputs(model, 1),
-        count=len(shapes),
-        expected=expected,
-        **fields,
-    )
+    """A case of batches of these shapes."""
+    return seeded_case("timm", name, build, expected, batches(*shapes), count=len(shapes), **fields)
 
 
 def made(model: str, **options: Any) -> Callable[[], nn.Module]:

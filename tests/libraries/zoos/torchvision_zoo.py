@@ -20,7 +20,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from zoos.case import Arguments, Case
+from zoos.case import Arguments, Case, batches, seeded, seeded_case
 
 IMAGE = {"transform": "image"}
 
@@ -34,44 +34,6 @@ def images(*shapes: tuple[int, ...], seed: int = 1) -> list[torch.Tensor]:
     """Images with values between 0 and 1, as torchvision's detection models want them."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(shape, generator=generator) for shape in shapes]
-
-
-def seeded(build: Callable[[], nn.Module], settle: Callable[[nn.Module], Arguments] | None = None) -> nn.Module:
-    """The same random weights each time, in eval mode, without touching the global random state.
-
-    Residual branches are made small, as training leaves them: random ones of that depth send every box out of the image.
-    With `settle`, batch-norm statistics are those of a batch, without which maps die out on their way through a narrow network
-    and no output depends on what is resized.
-    """
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        model = build()
-        for module in model.modules():
-            if isinstance(module, resnet.BasicBlock | resnet.Bottleneck):
-                nn.init.constant_(
-                    module.bn2.weight if isinstance(module, resnet.BasicBlock) else module.bn3.weight, 0.1
-                )
-        if settle is not None:
-            norms = [(m, m.momentum) for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-            for norm, _ in norms:
-                norm.momentum = 1.0
-            args, kwargs = settle(model)
-            with torch.no_grad():
-                model.train()(*args, **kwargs)
-            for norm, momentum in norms:
-                norm.momentum = momentum
-                norm.num_batches_tracked.zero_()
-        return model.eval()
-
-
-def batches(*shapes: tuple[int, int, int]) -> Callable[[nn.Module, int], Arguments]:
-    """Batches of (count, height, width), each the same whenever it is asked for."""
-
-    def inputs(model: nn.Module, number: int) -> Arguments:
-        count, height, width = shapes[number]
-        return (torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(number)),), {}
-
-    return inputs
 
 
 # Segmentation: a batch in, a dict of maps out.
@@ -250,15 +212,7 @@ FLOW = {
 
 CASES = [
     *(
-        Case(
-            "torchvision",
-            name,
-            functools.partial(seeded, build, lambda model: SEGMENTED(model, 0)),
-            SEGMENTED,
-            lambda model: SEGMENTED(model, 0),
-            count=3,
-            expected=expected,
-        )
+        seeded_case("torchvision", name, build, expected, SEGMENTED, batch=0)
         for name, (build, expected) in SEGMENTATION.items()
     ),
     *(

@@ -53,6 +53,26 @@ def test_inferred_inputs_follow_the_first_convolution() -> None:
     assert example_inputs_for(model).args[0].shape == (1, 5, 64, 64)
 
 
+class Made(nn.Module):
+    """Its first convolution is handed what it makes of the image: gradients, or the mean of the colours."""
+
+    def __init__(self, channels: int, image: int) -> None:
+        super().__init__()
+        self.conv, self.channels, self.image = nn.Conv2d(channels, 4, 3, padding=1), channels, image
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.image == 3:
+            red, green, blue = x.unbind(1)
+            return self.conv((red + green + blue).unsqueeze(1))
+        return self.conv(torch.cat([x.roll(shift, -1) - x for shift in range(self.channels)], dim=1))
+
+
+@pytest.mark.parametrize(("channels", "image"), [(10, 1), (1, 3)])
+def test_a_convolution_may_be_handed_what_the_model_makes_of_the_image(channels: int, image: int) -> None:
+    (x,) = first_that_runs(Made(channels, image), candidates(Made(channels, image))).inputs.tensors()
+    assert x.shape[1] == image
+
+
 def test_inferring_takes_no_random_numbers() -> None:
     model = nn.Conv2d(1, 1, 1)
     torch.manual_seed(3)

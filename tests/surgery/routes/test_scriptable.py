@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import upswap
 
 # Shapes are compared while tracing, as torch's own layers do, and torch.jit is on its way out.
+# torch says that both are deprecated, at each use, and that a trace keeps the sizes of its example.
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:FutureWarning")
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

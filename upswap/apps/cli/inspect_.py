@@ -20,16 +20,23 @@ def inspect(**options: Any) -> None:
     """
     from ... import api
     from ...console import words
+    from ...files.weights import plan_alone
     from ...plan.table import sites_table
+    from ...surgery.options import check_same_options
 
     with progress("looking at the model"):
-        source, example_inputs = open_model(options)
-        plan = api.inspect(source.model, example_inputs, **patch_options(options, given_only=True))
+        given = patch_options(options, given_only=True)
+        plan = plan_alone(options["source"])
+        if plan is None:
+            source, example_inputs = open_model(options)
+            plan = api.inspect(source.model, example_inputs, **given)
+        else:
+            check_same_options(plan, given, options["source"], alone=True)
     if options["as_json"]:
         say_json(plan.to_dict())
         return
     console = stdout()
-    console.print(words((type(source.model).__name__, "bold"), f": {plan.summary}"))
+    console.print(words((plan.model_class.rpartition(".")[2], "bold"), f": {plan.summary}"))
     if plan.sites:
         console.print()
         console.print(sites_table(plan.sites, console.width))

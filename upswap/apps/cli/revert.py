@@ -15,7 +15,7 @@ from .output import progress, say_json, stdout
 if TYPE_CHECKING:
     from torch import nn
 
-    from ...files.checkpoint import Weights
+    from ...files.weights import Weights
 
 
 @click.command(short_help="Give a patched model its fixed upsampling back, with its trained weights.")
@@ -44,13 +44,14 @@ def revert(
     dict, the host's weights are saved under the names they have there; with --original, the model that they are of.
     """
     from ...console import words
-    from ...files import checkpoint
     from ...files.naming import reverted_name
+    from ...files.paths import check_target
+    from ...files.weights import patched_weights
 
     target = Path(output) if output else reverted_name(Path(patched))
-    checkpoint.check_target(target, source=patched, force=force)
+    check_target(target, source=patched, force=force)
     with progress("loading"):
-        weights = checkpoint.patched_weights(patched, trust=trust, key=key)
+        weights = patched_weights(patched, trust=trust, key=key)
         if weights is None:
             taken_out = _of_model(patched, original, key, trust)
         elif original is None:
@@ -106,7 +107,7 @@ def _of_model(patched: str, original: str | None, key: str | None, trust: tuple[
 
 
 def _of_weights(weights: Weights, patched: str) -> _TakenOut:
-    from ...files.checkpoint import save_weights
+    from ...files.weights import save_weights
 
     def save(target: Path, force: bool) -> Path:
         return save_weights(weights.host, target, source=patched, force=force)
@@ -115,8 +116,8 @@ def _of_weights(weights: Weights, patched: str) -> _TakenOut:
 
 
 def _of_weights_in(original: str, patched: str, key: str | None, trust: tuple[str, ...]) -> _TakenOut:
-    from ...files.checkpoint import load_weights
     from ...files.open_source import open_source
+    from ...files.weights import load_weights
 
     opened = open_source(original, trust=trust)
     weights = load_weights(opened.model, patched, trust=trust, key=key)

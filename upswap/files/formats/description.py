@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,24 @@ from ...shown import one_line
 from ...surgery.apply import is_patched, plan_of, undo
 from ...surgery.replay import apply_plan
 from ..safety import allowed_names as trusting
-from ..safety.judgement import check_parts
+from ..safety.instance_rules import check_parts
 from ..safety.memory_limit import Budget
 from ..state_dict import assign
 from .traits import check_traits, give_traits, traits_of
 
 HEADER_SCHEMA = 1
 
+#: What a file holds of which `holds` says so; without that entry it is the whole model.
+UPSAMPLERS = "upsamplers"
+
 
 def describe(model: nn.Module, spec: str | None, shared: Mapping[str, str]) -> dict[str, Any]:
     """What a file says about its model, as plain data; `docs/plan.md` lists the entries."""
+    return {**origin(model, spec, shared), **traits_of(model)}
+
+
+def origin(model: nn.Module, spec: str | None, shared: Mapping[str, str]) -> dict[str, Any]:
+    """What a file says of how its model is made: all of a description but the model's traits."""
     try:
         plan: dict[str, Any] | None = plan_of(model).to_dict()
     except PlanError:
@@ -37,7 +45,6 @@ def describe(model: nn.Module, spec: str | None, shared: Mapping[str, str]) -> d
         "upswap_version": __version__,
         "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
         "source": spec,
-        **traits_of(model),
         "shared": dict(shared),
         "plan": plan,
     }
@@ -45,7 +52,8 @@ def describe(model: nn.Module, spec: str | None, shared: Mapping[str, str]) -> d
 
 def check_description(found: Any, path: Path) -> dict[str, Any]:
     """A description read from `path`, or `SourceError` where it is not one this version knows."""
-    if not isinstance(found, dict) or (found and found.get("schema") != HEADER_SCHEMA):
+    known = isinstance(found, dict) and (not found or found.get("schema") == HEADER_SCHEMA)
+    if not known or found.get("holds") not in (None, UPSAMPLERS):
         version = found.get("upswap_version") if isinstance(found, dict) else None
         raise SourceError(
             f"{path} was written by upswap {version}, in a form this upswap ({__version__}) does not know; "
@@ -72,7 +80,7 @@ def restored(
         )
     tensors = all_names(tensors, description, path)
     budget = Budget(tensors, str(path))
-    try:
+    with carried_out(model, path):
         spec = description.get("source") if model is None else None
         spec = parse_stored(spec) if isinstance(spec, str) else None
         if spec is not None:
@@ -85,23 +93,34 @@ def restored(
         else:
             made = model
         if description.get("plan") is not None:
-            plan = _checked(description["plan"], made, path)
+            plan = checked_plan(description["plan"], made, path)
             budget.check_numbers([(site.channels, site.other_channels) for site in plan.swapped])
             # The caller's own model may take what it takes.
             apply_plan(made, plan, budget.building, budget.running if model is None else contextlib.nullcontext)
         assign(made, tensors, path, keep_dtype=True)
         give_traits(made, description)
-    except Exception as error:  # the entries of a damaged or made-up description reach all of the above
-        if model is not None and is_patched(model):
-            undo(model)  # the caller's own
+    return made
+
+
+@contextlib.contextmanager
+def carried_out(model: nn.Module | None, path: str | Path) -> Iterator[None]:
+    """Inside, a description is carried out, on the caller's `model` if there is one. An error leaves it unpatched if it was.
+
+    The entries of a damaged or made-up description reach everything; whatever they raise becomes a `SourceError`.
+    """
+    patched = model is not None and is_patched(model)
+    try:
+        yield
+    except Exception as error:
+        if model is not None and is_patched(model) and not patched:
+            undo(model)
         if isinstance(error, UpswapError):
             raise
         cause = one_line((str(error).splitlines() or [""])[0], 300)
         raise SourceError(f"{path} describes a model that cannot be made: {type(error).__name__}: {cause}") from error
-    return made
 
 
-def _checked(found: Any, model: nn.Module, path: Path) -> Plan:
+def checked_plan(found: Any, model: nn.Module, path: Path) -> Plan:
     """The Plan in a stranger's description."""
     plan = Plan.from_dict(found)
     try:

@@ -25,7 +25,9 @@ from ...shown import one_line
 from ...surgery import apply as rewrite
 from ..safety import allowed_names as trusting
 from ..safety import pickle_scan as screen
+from ..safety.instance_rules import LONGEST_NAME
 from ..safety.judgement import judged, made_real
+from ..safety.pickle_walks import check_tree
 from ..safety.stand_ins import Blank, Foreign, ForeignError, SafeGlobal
 from .attributes import held_by
 
@@ -93,7 +95,8 @@ def warn_where_not_loadable(model: nn.Module, path: Path) -> None:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         pairs = trusting.safe_globals(names, str(path))
         screen.instructions(pickled, names, trusting.restoring(pairs))
-        judged(_unpickled(path, pairs, "meta"))
+        # torch checks the indices of sparse tensors, which have to be read for it.
+        judged(_unpickled(path, pairs, "cpu" if b"_rebuild_sparse_tensor" in pickled else "meta"))
     except SourceError as error:
         told = UpswapWarning(
             f"the file is written, and upswap.load will refuse it without trust: {error.args[0]}",
@@ -160,7 +163,8 @@ class Contents:
         part = self._parts[key]
         if _is_model(part):
             return dict(_named_tensors(part, 20_000 + 2 * self._length))
-        return {name: value for name, value in part.items() if _is_tensor(value)}
+        # The methods of the type: a file can give an OrderedDict attributes in their place.
+        return {name: value for name, value in type(part).items(part) if _is_tensor(value)}
 
     def odd_names(self) -> list[str]:
         """In a line, the classes in the file that are not admitted; nothing where all are."""
@@ -179,7 +183,7 @@ class Contents:
         with _refused(self._path, self._trust):
             found, blanks = judged(self._parts[key], self._trust, self._foreign.made)
             made_real(blanks)
-            screen.check_tree(found, self._length)
+            check_tree(found, self._length)
             if rewrite.is_patched(found):
                 rewrite.plan_of(found)  # of a schema that this version reads
             model: nn.Module = found
@@ -234,6 +238,7 @@ def _refused(path: Path, trust: tuple[str, ...]) -> Iterator[None]:
 
 #: How many keys lead to a part at most: `callbacks`, the name of one, `ema`, `state_dict`.
 _DEEPEST = 4
+_LONGEST_PATH = 2_000
 
 
 def _parts(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -242,7 +247,7 @@ def _parts(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
         yield ".".join(keys), value
     elif type(value) in (dict, OrderedDict) and len(keys) < _DEEPEST:
         for key, item in type(value).items(value):
-            if type(key) is str:
+            if type(key) is str and len(key) <= LONGEST_NAME:
                 yield from _parts(item, (*keys, key))
 
 
@@ -266,6 +271,7 @@ def _named_tensors(model: Any, most: int) -> Iterator[tuple[str, torch.Tensor]]:
     """What the state dict of a model will have, read off a stand-in that is not judged.
 
     No more than `most` modules are looked at: one may be in so many others, or in itself, that it is refused when it is taken.
+    So it is for its names, of which none is longer than `_LONGEST_PATH`.
     """
     queue, visited = [("", model)], 0
     while queue and visited < most:
@@ -274,6 +280,7 @@ def _named_tensors(model: Any, most: int) -> Iterator[tuple[str, torch.Tensor]]:
         visited += 1
         groups = [_entries(own, place) for place in ("_parameters", "_buffers", "_modules")]
         unsaved = own.get("_non_persistent_buffers_set", ()) if type(own) is dict else ()
+        groups = [{name: value for name, value in group.items() if _is_short(prefix, name)} for group in groups]
         for name, value in (*groups[0].items(), *groups[1].items()):
             if _is_tensor(value) and not (type(unsaved) is set and name in unsaved):
                 yield f"{prefix}{name}", value
@@ -282,7 +289,11 @@ def _named_tensors(model: Any, most: int) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _entries(state: Any, place: str) -> dict[Any, Any]:
     found: Any = state.get(place) if type(state) is dict else None
-    return dict(found) if type(found) in (dict, OrderedDict) else {}
+    return dict(type(found).items(found)) if type(found) in (dict, OrderedDict) else {}
+
+
+def _is_short(prefix: str, name: Any) -> bool:
+    return type(name) is str and len(name) <= LONGEST_NAME and len(prefix) <= _LONGEST_PATH
 
 
 def _unpickled(path: Path, pairs: list[SafeGlobal], device: str) -> Any:

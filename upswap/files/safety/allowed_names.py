@@ -198,6 +198,8 @@ class _Refused(Exception):
 
 def _restore_rewritten(original: Any, record: Any) -> Any:
     """`surgery.restore` for a stranger's file: a blank of the class before, to be rewritten once all is judged."""
+    if type(record) is not dict:
+        raise UntrustedFileError("it describes a rewritten module in a form upswap does not write")
     return blank(original.original if isinstance(original, Sealed) else original, record)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping
@@ -23,9 +22,22 @@ from torch import nn
 from ...architectures.packages import inside
 from ...errors import UntrustedFileError
 from ...plan.site import is_plain
+from ...shown import one_line
 from ...surgery.rewritten_class import rewrite_all
 from ...surgery.routes.kept_methods import rebind
-from .allowed_names import PACKAGES, check_names, check_values
+from .allowed_names import PACKAGES
+from .instance_rules import (
+    MISSING,
+    check_counts,
+    check_name,
+    check_record,
+    is_code,
+    is_number,
+    items_of,
+    named,
+    of_class,
+    shown_name,
+)
 from .stand_ins import Apart, Blank, BlankNamespace, ForeignError, Mark, Member, Sealed, SealedFunction, slots_of
 from .value_forms import Factory, Form, MethodForm, PartialForm, refilled
 
@@ -38,8 +50,6 @@ LAYERS: tuple[str, ...] = (
     "monai.networks.blocks",
     "monai.networks.layers",
 )
-
-
 # What holds nothing else and has no behaviour that a file could choose.
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, torch.Size, torch.device, torch.dtype, torch.layout,
@@ -50,18 +60,10 @@ _VALUES = (
 )  # fmt: skip
 _DICTS = (dict, OrderedDict, Counter, defaultdict)
 _LISTS = (list, set, deque)
-
 #: The attributes of a module that hold what torch calls before and after its own functions.
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
-
 #: Whose instances may be hooks: weight norm, spectral norm.
 _HOOK_CLASSES = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
-
-# Beside plain names, those of torchvision's RegNet (`block1-0`) and MONAI's DiNTS (`(0, 1)`). None can end a string in source
-# code; and what has one is never traced (`surgery.routes.traceable`).
-_HARMLESS = re.compile(r"(?!__)[\w (),-]+", re.ASCII)
-
-_MISSING = object()
 
 
 def judged(
@@ -97,18 +99,22 @@ def judged(
 
 def _place(value: Any, holders: Mapping[int, tuple[Any, Any]]) -> str:
     """Where a value is, as it would be written in Python; of the model itself nothing."""
-    place = ""
+    places: list[str] = []
     while (holder := holders[id(value)][1]) is not None:
         key = _key(holder, value)
         if isinstance(holder, Blank | BlankNamespace) or _key(holders[id(holder)][1], holder) in _REGISTRIES:
-            place = f"{'' if key in _REGISTRIES else f'.{key}'}{place}"
+            places.append("" if key in _REGISTRIES else f".{one_line(key, 80)}")
         else:
-            place = f"[{_shown(key) if isinstance(key, str) else key}]{place}"
+            places.append(f"[{key if type(key) is int else shown_name(key)}]")
         value = holder
-    return place.removeprefix(".")
+    if len(places) > _MOST_STEPS:
+        places[_MOST_STEPS // 2 : -_MOST_STEPS // 2] = ["..."]
+    return "".join(reversed(places)).removeprefix(".")
 
 
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
+# As many steps to a value as a message has.
+_MOST_STEPS = 20
 
 
 def _key(holder: Any, value: Any) -> Any:
@@ -133,20 +139,6 @@ def made_real(blanks: Iterable[Any]) -> None:
             blank.__setstate__(of["state"])
     rewrite_all([(blank, of["record"]) for blank, of in given if of["record"] is not None])
     rebind(blank for blank, _ in given if isinstance(blank, nn.Module))
-
-
-def check_parts(model: nn.Module, path: str) -> nn.Module:
-    """`model`, which the file or folder at `path` describes; a configuration can name parts.
-
-    Raises `UntrustedFileError` for a name that a file may not have.
-    """
-    for module in model.modules():
-        for name in (*module._modules, *module._parameters, *module._buffers):
-            try:
-                _check_name(type(module), name)
-            except UntrustedFileError as error:
-                raise UntrustedFileError(f"{path} is refused: {error}") from error
-    return model
 
 
 class _Judge:
@@ -199,7 +191,7 @@ class _Judge:
     def _method(self, owner: Any = None, name: Any = None, *more: Any) -> MethodType:
         """A method that a module's own class has from an admitted package, bound to the module."""
         cls: Any = vars(owner)["original"] if isinstance(owner, Blank) else object
-        function: Any = _of_class(cls, name) if is_plain(name) else None
+        function: Any = of_class(cls, name) if is_plain(name) else None
         home = function.__module__ if isinstance(function, FunctionType) else ""
         own = issubclass(cls, nn.Module) and inside(home, (*PACKAGES, *self._trust)) and home != nn.Module.__module__
         if more or not own:
@@ -246,7 +238,7 @@ class _Judge:
     def inside(self, value: Any) -> Iterable[Any]:
         """The values in a value, which is judged."""
         kind = type(value)
-        if kind in _VALUES or id(value) in self._admitted or isinstance(value, PurePath) or _is_number(value):
+        if kind in _VALUES or id(value) in self._admitted or isinstance(value, PurePath) or is_number(value):
             return ()
         if isinstance(value, Blank | BlankNamespace):
             return self._instance(value)
@@ -255,7 +247,11 @@ class _Judge:
         if kind is MethodType:
             return (value.__self__,)
         if kind in _DICTS:
-            return [*self._dict(value), *self._attributes(kind, getattr(value, "__dict__", {}))]
+            own = getattr(value, "__dict__", {})
+            hiding = next((name for name in own if of_class(kind, name) is not MISSING), None)
+            if hiding is not None:
+                raise UntrustedFileError(f"it puts {named(own[hiding])} in the place of {kind.__qualname__}.{hiding}")
+            return [*self._dict(value), *self._attributes(kind, own)]
         if kind in _LISTS:
             items = [self.opened(item) for item in value]
             value.clear()
@@ -288,13 +284,15 @@ class _Judge:
         if id(cls) in self._foreign:
             return [cls]
         if record is not None:
-            _check_record(cls, record)
+            check_record(cls, record)
         if type(state) is not dict or (issubclass(cls, nn.Module) and not state):
             raise UntrustedFileError(f"it holds a {cls.__qualname__} whose state is not what one has")
         self.blanks.append(blank)
         values = self._attributes(cls, state)
         if issubclass(cls, nn.Module):
             self._module(cls, state)
+            if cls.__setstate__ is not nn.Module.__setstate__:
+                check_counts(cls, state)
         return [*values, record]
 
     def _attributes(self, cls: type, own: dict[Any, Any]) -> list[Any]:
@@ -303,30 +301,30 @@ class _Judge:
         for name, value in own.items():
             if not (is_plain(name) and name.isidentifier()):
                 raise UntrustedFileError(
-                    f"it gives a {cls.__qualname__} the attribute {_shown(name)}, which is no name"
+                    f"it gives a {cls.__qualname__} the attribute {shown_name(name)}, which is no name"
                 )
-            hidden = _of_class(cls, name)
-            if hidden is _MISSING or self._is_foreign(value):
+            hidden = of_class(cls, name)
+            if hidden is MISSING or self._is_foreign(value):
                 continue
             # Data hides data, and also a method: it cannot be called (`layer.type = "Conv"`).
-            if self._can_be_called(value) or (_is_code(hidden) and isinstance(value, Blank | BlankNamespace)):
-                raise UntrustedFileError(f"it puts {_named(value)} in the place of {cls.__qualname__}.{name}")
+            if self._can_be_called(value) or (is_code(hidden) and isinstance(value, Blank | BlankNamespace)):
+                raise UntrustedFileError(f"it puts {named(value)} in the place of {cls.__qualname__}.{name}")
         return values
 
     def _module(self, cls: type, state: Mapping[str, Any]) -> None:
         """What a module keeps in dicts of its own: parts under names, and hooks."""
         for place, kind in (("_modules", Blank), ("_parameters", torch.Tensor), ("_buffers", torch.Tensor)):
-            for name, value in _items(cls, place, state):
-                _check_name(cls, name)
+            for name, value in items_of(cls, place, state):
+                check_name(cls, name)
                 if self._is_foreign(value):
                     continue
                 real = value is None or isinstance(value, kind)
                 if not real or (kind is Blank and value is not None and not _is_module(value)):
-                    raise UntrustedFileError(f"it has {_named(value)} among the {place[1:]} of a {cls.__qualname__}")
+                    raise UntrustedFileError(f"it has {named(value)} among the {place[1:]} of a {cls.__qualname__}")
         for place in _HOOKS & state.keys():
-            for _, value in _items(cls, place, state):
+            for _, value in items_of(cls, place, state):
                 if not (type(value) is bool or self._is_foreign(value) or self._is_hook(value)):
-                    raise UntrustedFileError(f"it puts {_named(value)} in {cls.__qualname__}.{place}")
+                    raise UntrustedFileError(f"it puts {named(value)} in {cls.__qualname__}.{place}")
 
     def _is_foreign(self, value: Any) -> bool:
         """Whether a value is of a class that is not admitted, or a rewritten module of one."""
@@ -340,7 +338,7 @@ class _Judge:
 
     def _can_be_called(self, value: Any) -> bool:
         if isinstance(value, Blank | BlankNamespace):
-            return _of_class(vars(value)["original"], "__call__") is not _MISSING
+            return of_class(vars(value)["original"], "__call__") is not MISSING
         trusted = self._trust and inside(str(getattr(value, "__module__", "")), self._trust)
         return callable(value) and not trusted
 
@@ -349,76 +347,11 @@ class _Judge:
         is_code = isinstance(value, type | FunctionType | BuiltinFunctionType)
         home = value.__module__ if is_code else type(value).__module__
         if not self._trust or (is_code and not inside(home or "", self._trust)):
-            raise UntrustedFileError(f"it keeps {_named(value)} as a value, which files of models do not")
+            raise UntrustedFileError(f"it keeps {named(value)} as a value, which files of models do not")
         own = getattr(value, "__dict__", None)
         items = self._dict(value) if isinstance(value, dict) else []
         return [*items, *(self._dict(own) if type(own) is dict else ())]
 
 
-def _of_class(cls: type, name: str) -> Any:
-    """What a class has under a name, without asking it."""
-    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), _MISSING)
-
-
-def _is_code(value: Any) -> bool:
-    return callable(value) or hasattr(type(value), "__get__")
-
-
 def _is_module(value: Any) -> bool:
     return issubclass(vars(value)["original"], nn.Module)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is a number of NumPy, numbers, or their type. NumPy is not imported for it."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return False
-    return isinstance(value, numpy.number | numpy.bool_ | numpy.dtype) or (
-        type(value) is numpy.ndarray and not value.dtype.hasobject
-    )
-
-
-def _items(cls: type, place: str, state: Mapping[str, Any]) -> Iterable[tuple[Any, Any]]:
-    found = state.get(place, {})
-    if type(found) not in (dict, OrderedDict):
-        raise UntrustedFileError(f"it has {_named(found)} in the place of {cls.__qualname__}.{place}")
-    return type(found).items(found)
-
-
-def _check_name(cls: type, name: Any) -> None:
-    """`UntrustedFileError` for a name that would not stay a name wherever one is written into source code, or that hides
-    an attribute of the class from what looks for the part by its name.
-    """
-    if not (is_plain(name) or (isinstance(name, str) and _HARMLESS.fullmatch(name))):
-        raise UntrustedFileError(
-            f"a part of a {cls.__qualname__} in it is named {_shown(name)}. Names have letters, digits, spaces and _ - , ( ) "
-            "alone. Rename it in Python, or save the model as .safetensors, which upswap.load(path, model) reads"
-        )
-    hidden = _of_class(cls, name)
-    if hidden is not _MISSING and _is_code(hidden):
-        raise UntrustedFileError(f"it has a part of the name of {cls.__qualname__}.{name}")
-
-
-def _check_record(cls: Any, record: Any) -> None:
-    """`UntrustedFileError` for a description of a rewritten module that upswap did not write."""
-    if type(record) is not dict or type(record.get("sites")) is not list or not isinstance(cls, type):
-        raise UntrustedFileError("it describes a rewritten module in a form upswap does not write")
-    if not issubclass(cls, nn.Module):
-        raise UntrustedFileError(f"it describes a rewritten {cls.__qualname__}, which is not a module class")
-    if not all(type(site) is dict for site in record["sites"]):
-        raise UntrustedFileError("it describes a rewritten module in a form upswap does not write")
-    check_names(record["sites"])
-    check_values(record.get("forward"), (cls.__module__,))
-
-
-def _named(value: Any) -> str:
-    """A value in a message: by its own name where it has one, else by its class."""
-    if isinstance(value, Blank | BlankNamespace):
-        return f"a {vars(value)['original'].__qualname__}"
-    if isinstance(value, type | FunctionType | BuiltinFunctionType):
-        return f"{value.__module__}.{value.__qualname__}"
-    return f"a {type(value).__qualname__}"
-
-
-def _shown(name: Any) -> str:
-    return ascii(name)[:80] if isinstance(name, str) else _named(name)

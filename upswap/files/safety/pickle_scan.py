@@ -10,50 +10,21 @@ from __future__ import annotations
 
 import _compat_pickle
 import pickletools
-import sys
 import zipfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...errors import SourceError, UntrustedFileError
+from .pickle_walks import check_counts, check_keys, check_sharing, check_text
+from .pickled_calls import CALLED, Made, Name, check_call, storage
 
 # The list of instructions is kept in memory while it is read, and the smallest make objects of 200 bytes. Models with
 # 100,000 instructions, which is a large one, have 0.2 MB.
 _MOST_PICKLE = 32 * 2**20
 _MOST_NESTED = 200
-
-# How many values going through all attributes may visit: for each byte of the pickle, and in any.
-_VALUES_EACH, _VALUES_FLOOR = 2, 20_000
-# Keys of chosen hashes are compared each with each.
-_MOST_ODD_KEYS = 2_000
-# What a class may count to while an instance is restored; a longer pickle may have what is counted.
-_COUNTABLE = 2**18
-
-#: Of what torch itself holds safe, that which pickles of models call.
-CALLED = frozenset(
-    {
-        "_codecs.encode",
-        "builtins.complex",
-        "builtins.set",
-        "collections.Counter",
-        "collections.OrderedDict",
-        "torch.Size",
-        "torch._tensor._rebuild_from_type_v2",
-        "torch._utils._rebuild_meta_tensor_no_storage",
-        "torch._utils._rebuild_parameter",
-        "torch._utils._rebuild_parameter_with_state",
-        "torch._utils._rebuild_sparse_tensor",
-        "torch._utils._rebuild_tensor_v2",
-        "torch._utils._rebuild_tensor_v3",
-        "torch.device",
-        "torch.nn.parameter.Parameter",
-        "torch.serialization._get_layout",
-    }
-)
 
 
 def archive(path: Path) -> bytes:
@@ -85,28 +56,8 @@ def archive(path: Path) -> bytes:
     return bytes(reader.get_record("data.pkl"))
 
 
-class _Made:
-    """A container or instance that a pickle makes: what goes into it, and how deep its tuples nest.
-
-    `keys` are those of a dict. `states` are what BUILD gives an instance. `name` is what is called to make an instance.
-    """
-
-    __slots__ = ("inside", "keys", "name", "nested", "states", "unfolded")
-
-    def __init__(self, among: list[_Made], inside: list[Any], nested: int = 0, name: str = "") -> None:
-        among.append(self)
-        self.inside, self.nested, self.name = inside, nested, name
-        self.keys: list[Any] = []
-        self.states: list[Any] = []
-        self.unfolded = 0  # not known
-
-
 _NAMES: dict[tuple[str, str], tuple[str, str]] = _compat_pickle.NAME_MAPPING
 _MODULES: dict[str, str] = _compat_pickle.IMPORT_MAPPING
-
-
-class _Name(str):
-    """A name that a GLOBAL asks for."""
 
 
 def instructions(pickled: bytes, others: Collection[str], restoring: Collection[str] = ()) -> set[str]:
@@ -124,7 +75,7 @@ def instructions(pickled: bytes, others: Collection[str], restoring: Collection[
     stack: list[Any] = []
     marks: list[list[Any]] = []
     memo: dict[int, Any] = {}
-    made: list[_Made] = []
+    made: list[Made] = []
 
     try:
         argument: Any
@@ -133,7 +84,7 @@ def instructions(pickled: bytes, others: Collection[str], restoring: Collection[
             if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name](argument))
             elif name in _EMPTY:
-                stack.append(_Made(made, []))
+                stack.append(Made(made, [], _EMPTY[name]))
             elif name in ("BINPUT", "LONG_BINPUT"):
                 memo[argument] = stack[-1]
             elif name in ("BINGET", "LONG_BINGET"):
@@ -149,29 +100,30 @@ def instructions(pickled: bytes, others: Collection[str], restoring: Collection[
                 else:
                     items, stack = stack, marks.pop()
                 if name.startswith("TUPLE"):
-                    stack.append(_Made(made, items, _nested(items)))
+                    stack.append(Made(made, items, "tuple", _nested(items)))
                 else:
                     _put(stack[-1], items, name)
             elif name in ("REDUCE", "NEWOBJ"):
                 given, called = stack.pop(), stack.pop()
-                _check_call(called, given, others)
-                stack.append(_Made(made, [given], _depth(given) + 1, called))
+                check_call(called, given, others)
+                stack.append(Made(made, [given], nested=_depth(given) + 1, name=called))
             elif name == "BINPERSID":
-                stack[-1] = None
+                stack[-1] = storage(stack[-1])
             elif name not in ("PROTO", "STOP"):
                 raise UntrustedFileError(f"its pickle has the instruction {name}, which torch.save does not write")
     except (IndexError, KeyError, ValueError, UnicodeDecodeError) as error:
         raise SourceError(f"its pickle is damaged: {str(error) or type(error).__name__}") from error
-    _check_sharing(made, len(pickled))
-    _check_keys(made, len(pickled))
-    _check_counts((one for one in made if one.name in restoring), len(pickled))
+    check_sharing(made, len(pickled))
+    check_text(made, len(pickled))
+    check_keys(made, len(pickled))
+    check_counts((one for one in made if one.name in restoring), len(pickled))
     return {one.name for one in made if one.keys}
 
 
-def _named(module: str, attribute: str) -> _Name:
+def _named(module: str, attribute: str) -> Name:
     """The name as it is today: pickles of torch.save have those of Python 2 (`__builtin__.xrange`)."""
     module, attribute = _NAMES.get((module, attribute), (_MODULES.get(module, module), attribute))
-    return _Name(f"{module}.{attribute}")
+    return Name(f"{module}.{attribute}")
 
 
 def _popped(stack: list[Any], count: int) -> list[Any]:
@@ -180,9 +132,11 @@ def _popped(stack: list[Any], count: int) -> list[Any]:
 
 def _put(target: Any, items: list[Any], how: str) -> None:
     """What APPEND, SETITEM and BUILD do."""
-    if not isinstance(target, _Made):
+    if not isinstance(target, Made):
         raise ValueError("it puts something into a value that is no container")
     if how == "BUILD":
+        if target.name in CALLED and target.name != "collections.OrderedDict":
+            raise UntrustedFileError(f"it gives a state to what {target.name} made, which torch.save does not")
         target.states += items
     else:
         target.inside += items
@@ -206,7 +160,7 @@ _CONSTANTS: dict[str, Callable[[Any], Any]] = {
     "BINUNICODE": _same,
     "SHORT_BINSTRING": _same,
 }
-_EMPTY = ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "EMPTY_TUPLE")
+_EMPTY = {"EMPTY_DICT": "dict", "EMPTY_LIST": "list", "EMPTY_SET": "set", "EMPTY_TUPLE": "tuple"}
 #: Instructions that take values off the stack, and how many: 0 for all since the last mark.
 _TAKES = {
     "TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPENDS": 0, "SETITEMS": 0, "APPEND": 1, "SETITEM": 2, "BUILD": 1
@@ -214,7 +168,7 @@ _TAKES = {
 
 
 def _depth(value: Any) -> int:
-    return value.nested if isinstance(value, _Made) else 0
+    return value.nested if isinstance(value, Made) else 0
 
 
 def _nested(items: list[Any]) -> int:
@@ -222,131 +176,3 @@ def _nested(items: list[Any]) -> int:
     if nested > _MOST_NESTED:
         raise SourceError(f"its pickle nests tuples more than {_MOST_NESTED} deep, which no model does")
     return nested
-
-
-def _check_call(called: Any, given: Any, others: Collection[str]) -> None:
-    if not isinstance(called, _Name):
-        raise UntrustedFileError("its pickle calls a value that is not a name")
-    if called not in CALLED and called not in others:
-        raise UntrustedFileError(f"it tries to call {called}, which files of models do not")
-    arguments = given.inside if isinstance(given, _Made) and given.nested and not given.name else []  # of a tuple
-    if called == "_codecs.encode" and arguments[1:] not in (["latin1"], ["latin-1"]):
-        raise UntrustedFileError("it encodes text in another way than torch.save does")
-    if called == "torch._tensor._rebuild_from_type_v2":
-        # This one calls its first argument.
-        _check_call(arguments[0] if arguments else None, arguments[2] if len(arguments) == 4 else None, others)
-
-
-# -- what going through the values takes ----------------------------------------------------------------------------------
-
-
-def _check_sharing(made: list[_Made], length: int) -> None:
-    """`SourceError` unless going through the attributes of every instance takes no longer than the pickle explains.
-
-    A value can be in many others. Printing, comparing and hashing visit it as often as it is reached, and so does much
-    code of libraries: `a = [b, b]`, `b = [c, c]` and so on is short in a file and without end to go through. Instances
-    that were given a state end such walks.
-    """
-    _unfold(made, lambda one: one.inside, length)
-    walked = sum(sum(map(_unfolded, (one, *one.states))) for one in made if one.name or one.states)
-    if walked > _most(length):
-        raise _too_shared(length)
-
-
-def _check_keys(made: list[_Made], length: int) -> None:
-    """`SourceError` unless hashing and comparing what the pickle has hashed takes no longer than it explains.
-
-    These are keys, and the arguments of calls: of `set`, and of enumerations, which look theirs up. An instance may hash
-    its state. Keys of chosen hashes, which have to be compared each with each, can be made of numbers and tuples.
-    """
-    # A bound method is kept, and hashed by what it is bound to: a module, which is hashed as the object it is.
-    calls = [one for one in made if one.name and one.name != "builtins.getattr"]
-    keys = [key for one in made for key in one.keys]
-    for one in calls:
-        if one.name in ("builtins.set", "builtins.frozenset", "collections.Counter", "collections.OrderedDict"):
-            keys += [item for argument in _insides(one.inside) for item in _insides([argument])]
-    odd = [key for key in keys if not isinstance(key, str | bytes) and not _hashes_to_itself(key)]
-    if len(odd) > _MOST_ODD_KEYS:
-        raise SourceError(
-            f"its pickle has {len(odd)} keys that are neither text nor plain numbers, more than any model"
-        )
-    for one in made:
-        one.unfolded = 0
-    hashed = [value for value in (*odd, *(one.inside[0] for one in calls)) if isinstance(value, _Made)]
-    _unfold(hashed, lambda one: [*one.inside, *one.states], length)
-    if sum(map(_unfolded, hashed)) > _most(length):
-        raise _too_shared(length)
-
-
-def _insides(values: Iterable[Any]) -> list[Any]:
-    return [item for value in values if isinstance(value, _Made) for item in value.inside]
-
-
-def _hashes_to_itself(key: Any) -> bool:
-    return isinstance(key, int) and abs(key) < sys.hash_info.modulus
-
-
-def _check_counts(made: Iterable[_Made], length: int) -> None:
-    """`SourceError` for a number that the code of an instance's class could count to, and that the pickle does not explain.
-
-    `nn.LSTM` makes a list for each of its `num_layers`.
-    """
-    for one in made:
-        queue, seen = list(one.states), set()
-        while queue:
-            value = queue.pop()
-            if isinstance(value, int) and abs(value) > max(_COUNTABLE, length):
-                raise SourceError(f"it gives a {one.name} the number {str(value)[:20]}, more than any model counts to")
-            if isinstance(value, _Made) and id(value) not in seen:
-                seen.add(id(value))
-                queue += value.inside
-
-
-def _unfold(starts: Iterable[_Made], parts: Callable[[_Made], list[Any]], length: int) -> None:
-    """Note in `unfolded` how many values going through each of `starts` visits; `SourceError` where they are too many."""
-    most = _most(length)
-    for start in starts:
-        path = [(start, iter(parts(start)))] if not start.unfolded else []
-        while path:
-            one, rest = path[-1]
-            one.unfolded = _OPEN
-            inner = next((value for value in rest if isinstance(value, _Made) and value.unfolded <= 0), None)
-            if inner is None:
-                one.unfolded = 1 + sum(map(_unfolded, parts(one)))
-                if one.unfolded > most:
-                    raise _too_shared(length)
-                path.pop()
-            elif inner.unfolded == _OPEN:
-                raise SourceError("its pickle has a container that is inside itself, which no model has")
-            else:
-                path.append((inner, iter(parts(inner))))
-
-
-_OPEN = -1
-
-
-def _most(length: int) -> int:
-    return _VALUES_FLOOR + _VALUES_EACH * length
-
-
-def _unfolded(value: Any) -> int:
-    return value.unfolded if isinstance(value, _Made) else 1
-
-
-def _too_shared(length: int) -> SourceError:
-    return SourceError(
-        f"its pickle has {length} bytes, and values in it are in so many others that going through all would take far longer "
-        "than in any model"
-    )
-
-
-def check_tree(model: nn.Module, length: int) -> None:
-    """`SourceError` where modules are inside so many others that going through the tree of modules takes far too long.
-
-    `model.train()` and `model.state_dict()` visit a module as often as it is reached; `length` is that of the pickle.
-    """
-    made: list[_Made] = []
-    nodes = {id(module): _Made(made, []) for module in model.modules()}
-    for module in model.modules():
-        nodes[id(module)].inside = [nodes[id(child)] for child in module._modules.values() if child is not None]
-    _unfold(made, lambda one: one.inside, length)

@@ -183,7 +183,7 @@ def image_model(model: nn.Module) -> Recipe | None:
     """Anything else with a convolution, or with a timm configuration: a batch of one image (or volume, or signal).
 
     Its channels are those of the first convolution registered, which nearly always is the first to run; then those of timm's
-    configuration, and others that images have. Further required arguments of the forward are made where their names leave no
+    configuration, and 3 and 1, which images have. Further required arguments of the forward are made where their names leave no
     doubt: second images and time steps.
     """
     dimensions = next((n for n in _CONVOLUTIONS if _channels(model, n)), None)
@@ -197,6 +197,8 @@ def image_model(model: nn.Module) -> Recipe | None:
     counts = _channels(model, dimensions)
     images = len(names) - sum(map(bool, map(_STEP.fullmatch, names[1:])))
     counts += [count // images for count in counts if images > 1 and count % images == 0]  # stacked by the model
+    if dimensions == 2:  # a convolution may be handed what the model makes of the image: gradients, luminance
+        counts += [count for count in (3, 1) if count not in counts]
 
     def make(height: int, width: int) -> Iterator[Inputs]:
         if unknown:
