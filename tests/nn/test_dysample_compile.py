@@ -147,7 +147,8 @@ def test_export_with_a_size_from_another_tensor(strict: bool) -> None:
     )
     for target in ((40, 26), (41, 39)):
         inputs = torch.randn(2, 24, 20, 13), torch.randn(2, 1, *target)
-        assert torch.equal(program.module()(*inputs), model(*inputs))
+        # What exporters see adds offsets in pixels and then scales, eager code the other way round.
+        torch.testing.assert_close(program.module()(*inputs), model(*inputs), rtol=1e-5, atol=1e-5)
 
 
 class OnlyOn(TorchDispatchMode):

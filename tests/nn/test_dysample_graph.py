@@ -63,3 +63,15 @@ def test_offsets_of_zero_stay_the_original_resize() -> None:
     graph = make_fx(torch.export.export(module, (x,)).module())(x)
     expected = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
     torch.testing.assert_close(graph(x), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning"
+)  # as users call it
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_trace_with_its_own_check_serves_other_sizes(options: dict[str, Any]) -> None:
+    module = randomised(options)
+    traced = torch.jit.trace(module, torch.randn(1, 24, 6, 8))
+    for size in ((6, 8), (9, 5), (1, 1)):
+        x = torch.randn(2, 24, *size)
+        torch.testing.assert_close(traced(x), module(x), rtol=1e-5, atol=1e-5)

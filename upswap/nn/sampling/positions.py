@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .autograd import plain_functions_wanted
+from .autograd import is_exporting, plain_functions_wanted
 from .memory_format import is_channels_last
 
 Mode = Literal["nearest", "nearest-exact", "area", "bilinear", "bicubic"]
@@ -127,10 +127,15 @@ def scaled_size(size: Pair, scale_factor: Ratio) -> Pair:
     multiple of the symbolic input size.
     """
     height, width = (
-        n * int(factor) if float(factor).is_integer() else math.floor(n * factor)
+        n * int(factor) if float(factor).is_integer() else _floor(n * factor)
         for n, factor in zip(size, scale_factor, strict=True)
     )
     return height, width
+
+
+def _floor(number: Any) -> Any:
+    """The integer below; of a size that `torch.jit.trace` follows, which is a tensor, one that it follows too."""
+    return number.floor().long() if isinstance(number, Tensor) else math.floor(number)
 
 
 def known_equal(target: Pair, size: Pair) -> bool:
@@ -185,16 +190,32 @@ def positions(
         return _nearest_positions(index, source, target, scale_factor, mode == "nearest-exact", copies).to(dtype)
     index = torch.arange(target, dtype=dtype, device=device)
     if align_corners:
-        # max() and not a branch: a branch on the target's size would be one more reason to recompile.
-        return index * ((source - 1) / max(target - 1, 1))
+        return index * _quotient(source - 1, target - 1, index)
     if mode == "bilinear" and not decomposed and _is_copy(source, target, scale_factor):
         return index
-    return (index + 0.5) * _step(source, target, scale_factor) - 0.5
+    return (index + 0.5) * _step_for(source, target, scale_factor, index) - 0.5
 
 
-def _step(source: int, target: int, scale_factor: float | None) -> float:
+def step(source: int, target: int, scale_factor: float | None) -> float:
     """Source pixels between neighbouring output pixels."""
     return source / target if scale_factor is None else 1.0 / scale_factor
+
+
+def _step_for(source: int, target: int, scale_factor: float | None, index: Tensor) -> float | Tensor:
+    """The same, to be multiplied with an index."""
+    return _quotient(source, target, index) if scale_factor is None else 1.0 / scale_factor
+
+
+def _quotient(a: int, b: int, like: Tensor) -> float | Tensor:
+    """a / b, where b is at least 1, else a.
+
+    Of sizes that an exported graph leaves open, a tensor: few converters know the division of two sizes, or their maximum.
+    """
+    if is_exporting() and not (type(a) is int and type(b) is int):
+        divisor = torch.full((), b, dtype=torch.float64, device=like.device).clamp(min=1)
+        return (a / divisor).to(like.dtype)
+    # max() and not a branch: a branch on the target's size would be one more reason to recompile.
+    return a / max(b, 1)
 
 
 def _is_copy(source: int, target: int, scale_factor: float | None) -> bool:
@@ -211,8 +232,8 @@ def _nearest_positions(
     for ratio in copies:
         if _is_copy(ratio * source, target, scale_factor):
             return (index / ratio).floor()
-    step = _step(source, target, scale_factor)
-    position = (index + 0.5) * step if exact else index * step
+    by = _step_for(source, target, scale_factor, index)
+    position = (index + 0.5) * by if exact else index * by
     # torch floors with floorf in every dtype.
     return position.float().floor().clamp(max=source - 1)
 

@@ -253,7 +253,7 @@ def _axis(scheme: Scheme, source: int, target: int, factor: float | None) -> tup
         return (source - 1) / max(target - 1, 1), 0.0
     if mode != "nearest-exact" and not scheme.decomposed and sampling._is_copy(source, target, factor):
         return 1.0, 0.0
-    return sampling._step(source, target, factor), 0.0 if mode == "nearest" else 0.5
+    return sampling.step(source, target, factor), 0.0 if mode == "nearest" else 0.5
 
 
 class _Arguments(NamedTuple):
