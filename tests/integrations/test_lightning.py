@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Sto
 from torch import nn
 
 import upswap
+from pages import run_page
 from tiny_training import IMAGES, TRAINED, Net, assert_kept, loader, loss_of, output, states
 from upswap.integrations.lightning import UpswapCallback, callbacks, load_patched
 
@@ -28,6 +29,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:.*tensorboardX"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:.*overrides the configure_model"),
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided"),
     pytest.mark.filterwarnings("ignore:.*`isinstance.treespec"),
@@ -314,3 +317,10 @@ def test_export_of_a_trained_module(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")  # torch's own
         exported = torch.export.export(again.net, (IMAGES,))
     torch.testing.assert_close(exported.module()(IMAGES), output(lit))
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_page("integrations/lightning.md", {"make_model": Net, "batches": loader()})
+    assert_kept(names["again"].net, names["lit"].net)
+    torch.testing.assert_close(output(upswap.load("trained.safetensors", Net())), output(names["lit"].net))

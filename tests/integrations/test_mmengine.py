@@ -15,6 +15,7 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
 import upswap
+from pages import run_page
 from tiny_training import IMAGES, TRAINED, Net, assert_kept, loader, loss_of, output, states
 from upswap.integrations.mmengine import UpswapHook, load_patched
 
@@ -199,3 +200,16 @@ def test_rates_by_name(tmp_path: Path) -> None:
 def test_a_model_that_is_not_patched_is_left_alone(tmp_path: Path) -> None:
     runner(Model(), tmp_path, 1).train()
     assert "upswap" not in torch.load(tmp_path / "epoch_1.pth", weights_only=False)["meta"]
+
+
+def test_export_of_a_trained_model(tmp_path: Path) -> None:
+    runner(patched(), tmp_path).train()
+    model = load_patched(Model(), tmp_path / "epoch_2.pth").eval()
+    exported = torch.export.export(model.head, (IMAGES,))
+    torch.testing.assert_close(exported.module()(IMAGES), output(model))
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_page("integrations/mmengine.md", {"make_model": Model, "batches": loader(), "images": IMAGES[:1]})
+    assert_kept(names["model"], names["runner"].model)

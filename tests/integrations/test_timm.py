@@ -14,6 +14,7 @@ from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
 import upswap
+from pages import run_page
 from tiny_training import IMAGES, TRAINED, Net, assert_kept, loss_of, output, patched_net, states, train
 
 
@@ -118,3 +119,7 @@ def test_export_of_what_was_reloaded(tmp_path: Path) -> None:
     exported = torch.export.export(again.eval(), (IMAGES,))
     torch.testing.assert_close(exported.module()(IMAGES), output(model))
     assert loss_of(model).isfinite()
+
+
+def test_the_page() -> None:
+    run_page("integrations/timm.md", {"make_model": Net, "images": IMAGES[:1]})

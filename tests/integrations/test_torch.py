@@ -18,6 +18,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import upswap
+from pages import run_page
 from tiny_training import IMAGES, TRAINED, Net, assert_kept, loss_of, output, patched_net, states, train
 from upswap.nn import Projection
 
@@ -289,3 +290,9 @@ def test_pt2e_leaves_upsamplers_float(qat: bool) -> None:
     assert {
         tuple(value.shape): value.dtype for name, value in converted.state_dict().items() if "offset.weight" in name
     } == {(32, 16, 1, 1): torch.float32}
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_page("integrations/torch.md", {"make_model": Net, "images": IMAGES[:1]})
+    torch.testing.assert_close(output(upswap.load("model.safetensors", Net())), output(names["ema"].module))

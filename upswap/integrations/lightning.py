@@ -44,7 +44,7 @@ class UpswapCallback(Callback):
         self._is_checked = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """The module's own hooks, as those of callbacks come too late for a load, and not at all with `save_weights_only`."""
+        """The module's own hooks, as a callback's comes too late for a load, and not at all with `save_weights_only`."""
         self._is_checked = False
         _hook(pl_module)
 
@@ -53,6 +53,10 @@ class UpswapCallback(Callback):
         if not self._is_checked and is_patched(pl_module):
             _check(trainer, pl_module)
         self._is_checked = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Of `trainer.save_checkpoint` too, after the run, when the module's own hooks are gone."""
+        _add_plans(pl_module, checkpoint)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The module as it was."""
@@ -135,6 +139,10 @@ def _unhook(module: LightningModule) -> None:
 
 def _on_save(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     type(module).on_save_checkpoint(module, checkpoint)
+    _add_plans(module, checkpoint)
+
+
+def _add_plans(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     plans = plans_in(module)
     if plans:
         checkpoint[KEY] = plans
