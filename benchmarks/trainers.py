@@ -72,16 +72,6 @@ def tools() -> list[Tool]:
             ),
         ),
         row(
-            "SMP",
-            "test_smp.py",
-            (
-                "train, checkpoint, resume, fine-tune again, reload, predict, export",
-                "test_what_save_pretrained_wrote_comes_back",
-            ),
-            ("reload", "test_smp_itself_is_loud_unless_it_is_told_not_to_be"),
-            reload="smp.from_pretrained(strict=False) drops what it does not know; strict, the default, it raises",
-        ),
-        row(
             "timm",
             "test_timm.py",
             (
