@@ -167,6 +167,7 @@ def test_sync_batch_norm() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
 @pytest.mark.parametrize("whole_step", [False, True])
 def test_a_compiled_step_trains_them(whole_step: bool) -> None:
     torch.compiler.reset()
