@@ -60,6 +60,12 @@ def watch(upsampler: Any, weight: nn.Parameter, x: Tensor) -> None:
                 "is frozen while what feeds it is trained. For p in upswap.parameters(model): p.requires_grad_(True) "
                 "lets it train",
             )
+        elif not _is_known_to_wrapper(weight):
+            _say(
+                upsampler,
+                "is not known to the DistributedDataParallel it runs in: each process trains its own, and one of them is saved. "
+                "Patch the model before it is wrapped",
+            )
     seen.count += weight.grad is not None  # as `optimizer.zero_grad()` leaves it that does not know the weight
     if seen.count >= PATIENCE and seen.first is not None:
         same = seen.first.shape == weight.shape and seen.first.device == weight.device
@@ -81,6 +87,13 @@ def unexplained(upsampler: Any) -> str | None:
     seen = _seen.get(upsampler)
     found = upsampler.misfit() or (upsampler.reinitialised() if seen is None else seen.reinitialised)
     return cast("str | None", found)
+
+
+def _is_known_to_wrapper(weight: nn.Parameter) -> bool:
+    """Whether the DistributedDataParallel that runs, if one does, had the weight when it was made."""
+    running: Any = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    known = getattr(running, "_module_parameters", None)
+    return known is None or not weight.requires_grad or any(weight is each for each in known)
 
 
 def _say(upsampler: nn.Module, what: str | None) -> None:

@@ -121,7 +121,7 @@ def carried_out(model: nn.Module | None, path: str | Path) -> Iterator[None]:
 
 
 def checked_plan(found: Any, model: nn.Module, path: Path) -> Plan:
-    """The Plan in a stranger's description."""
+    """The Plan in a stranger's description of `model`, which is read from `path`."""
     plan = Plan.from_dict(found)
     try:
         trusting.check_names(vars(site) for site in plan.sites)
