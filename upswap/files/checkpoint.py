@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..architectures import host_config
 from ..architectures.rebuild import rebuilds, stored_spec
 from ..architectures.spec import parse, path_of
 from ..errors import OptionError, PlanError, SaveError, SourceError, UpswapWarning
 from ..nn.state_dicts import upsamplers_in
 from ..shown import errors_shown
+from ..surgery.apply import is_patched, plan_of
 from ..surgery.wrappers import unwrapped
 from . import atomic
 from .fitting import Fit, choose, differences, several
@@ -157,7 +159,10 @@ def _whole_model(contents: pickled.Contents, path: Path, key: str | None) -> tup
     if len(meant) > 1:
         raise several(path, {name: models[name] for name in meant}, "models")
     taken = f"model of {meant[0]!r}, {models[meant[0]]} tensors" if meant[0] else None
-    return contents.model(meant[0]), taken
+    model = contents.model(meant[0])
+    if is_patched(model):
+        host_config.keep(model, plan_of(model).to_json())  # which files of upswap 0.1 do not have there
+    return model, taken
 
 
 def _weights_alone(path: Path, weights: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
@@ -223,7 +228,8 @@ class Weights:
 
 
 def weights_for(model: nn.Module, path: str | Path, *, trust: Iterable[str] = (), key: str | None = None) -> Weights:
-    """The weights of `model` in a file: a state dict, a model of the same keys, or the checkpoint of a training loop.
+    """The weights of `model` in a file: a state dict, a model of the same keys, or the checkpoint of a training loop. Or those
+    in a folder, of `save`'s or a host's.
 
     Raises:
         SourceError: the file holds no weights, or they are not those of this model; the keys that differ are named. Or
@@ -231,8 +237,12 @@ def weights_for(model: nn.Module, path: str | Path, *, trust: Iterable[str] = ()
     """
     path = Path(path)
     trust = (trust,) if isinstance(trust, str) else tuple(trust)
-    _check_readable(path)
     own, kind = model.state_dict(), type(model).__name__
+    if os.path.isdir(path):
+        _check_no_key(path, key)
+        tensors = folder.weights_in(path)
+        return _taken(choose({"": tensors}, own, None, path, kind), tensors, path, "state_dict")
+    _check_readable(path)
     if portable.looks_like_one(path):
         tensors, header = portable.read(path)
         tensors = description.all_names(tensors, header, path)
@@ -344,7 +354,9 @@ def save_weights(
 def read_header(path: str | Path) -> dict[str, Any]:
     """What upswap wrote about the model in a `.safetensors` or a folder (source spec, Plan, its own version); {} if nothing."""
     path = Path(path)
-    return folder.read_description(path) if os.path.isdir(path) else portable.read(path)[1]
+    if not os.path.isdir(path):
+        return portable.read(path)[1]
+    return {} if folder.is_hosts(path) else folder.read_description(path)
 
 
 def says_how_it_is_built(path: str | Path, trust: Iterable[str] = ()) -> bool:

@@ -73,7 +73,9 @@ def open_source(
             raise SourceError(f"{spec}: a folder takes no options; they are in its config.json")
         folder = Path(spec.name).expanduser()
         own_folder.finish_save(folder)  # the host would open files of two saves, and not see it
-        source = Source(check_parts(hub.open_folder(folder), str(folder)), str(spec), folder)
+        # With `weights`, those of upsamplers are in them.
+        model = hub.open_folder(folder) if weights is None else hub.open_host(folder)[0]
+        source = Source(check_parts(model, str(folder)), str(spec), folder)
     else:
         source = Source(build(spec), str(spec), None)
     if weights is None:

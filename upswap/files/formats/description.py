@@ -85,7 +85,7 @@ def restored(
         else:
             made = model
         if description.get("plan") is not None:
-            plan = _checked(description["plan"], made, path)
+            plan = checked_plan(description["plan"], made, path)
             budget.check_numbers([(site.channels, site.other_channels) for site in plan.swapped])
             # The caller's own model may take what it takes.
             apply_plan(made, plan, budget.building, budget.running if model is None else contextlib.nullcontext)
@@ -101,8 +101,8 @@ def restored(
     return made
 
 
-def _checked(found: Any, model: nn.Module, path: Path) -> Plan:
-    """The Plan in a stranger's description."""
+def checked_plan(found: Any, model: nn.Module, path: Path) -> Plan:
+    """The Plan in a stranger's description of `model`, which is read from `path`."""
     plan = Plan.from_dict(found)
     try:
         trusting.check_names(vars(site) for site in plan.sites)
