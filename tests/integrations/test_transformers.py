@@ -18,6 +18,7 @@ from torch import nn
 import upswap
 from invariants import Given, assert_close, outputs
 from models import patched
+from pages import run_page
 from upswap import PlanError, SourceError, UpswapWarning
 from upswap.apps.cli import run
 from upswap.integrations import transformers as integration
@@ -43,10 +44,10 @@ def opted_in() -> Iterator[None]:
 
 
 def of_the_zoo(name: str) -> tuple[Any, Given]:
-    """A tiny model, patched, with upsamplers that move, and inputs for it."""
+    """A tiny model and inputs for it."""
     case = next(case for case in CASES if case.name == name)
     model = case.build()
-    return patched(model), case.inputs(model, 0)
+    return model, case.inputs(model, 0)
 
 
 def segformer(cls: Any = transformers.SegformerForSemanticSegmentation) -> Any:
@@ -87,7 +88,7 @@ def without_plan(folder: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_save_pretrained_wrote_comes_back_in_every_way(name: str, tmp_path: Path) -> None:
     model, given = of_the_zoo(name)
-    model.save_pretrained(tmp_path / "folder")
+    patched(model).save_pretrained(tmp_path / "folder")
     with opted_in():
         loaded, info = type(model).from_pretrained(tmp_path / "folder", output_loading_info=True)
     assert not any(info.values()), info
@@ -320,7 +321,7 @@ class Pixels(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         generator = torch.Generator().manual_seed(index)
         return {
             "pixel_values": torch.randn(3, 64, 64, generator=generator),
-            "labels": torch.randint(0, 3, (64, 64), generator=generator),
+            "labels": torch.randint(0, 5, (64, 64), generator=generator),
         }
 
 
@@ -337,6 +338,11 @@ class Kill(transformers.TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.step:
             raise Killed
+
+
+def upernet() -> Any:
+    """A model whose names of weights are those in its files, as `resume_from_checkpoint` of transformers 5.24 needs them."""
+    return of_the_zoo("upernet-convnext")[0]
 
 
 class Begin(transformers.TrainerCallback):
@@ -358,7 +364,7 @@ def trainer(model: nn.Module, folder: Path, *callbacks: Any, **settings: Any) ->
 
 
 def test_a_plain_trainer(tmp_path: Path) -> None:
-    model = upswap.patch(segformer())
+    model = upswap.patch(upernet())
     plain = trainer(model, tmp_path / "run")
     plain.train()
     assert upswap.status(model, plain.optimizer).ok
@@ -371,8 +377,8 @@ def test_a_plain_trainer(tmp_path: Path) -> None:
 
     # Killed between two checkpoints, and taken up again by a new process.
     with pytest.raises(Killed):
-        trainer(upswap.patch(segformer()), tmp_path / "killed", Kill(3)).train()
-    resumed, begin = upswap.patch(segformer()), Begin()
+        trainer(upswap.patch(upernet()), tmp_path / "killed", Kill(3)).train()
+    resumed, begin = upswap.patch(upernet()), Begin()
     trainer(resumed, tmp_path / "killed", begin).train(resume_from_checkpoint=True)
     assert_same(begin.model, upswap.load(tmp_path / "killed" / "checkpoint-2"))
     assert_same(upswap.load(tmp_path / "killed" / "checkpoint-4"), resumed)
@@ -390,7 +396,7 @@ def test_a_plain_trainer(tmp_path: Path) -> None:
 
 
 def test_the_best_model_at_the_end(tmp_path: Path) -> None:
-    model = upswap.patch(segformer())
+    model = upswap.patch(upernet())
     settings = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
     worse = trainer(model, tmp_path, learning_rate=0.05, metric_for_best_model="eval_loss", **settings)
     worse.train()
@@ -398,3 +404,11 @@ def test_the_best_model_at_the_end(tmp_path: Path) -> None:
     worse.save_model(str(tmp_path / "final"))
     assert_same(upswap.load(tmp_path / "final"), model)
     assert worse.predict(Pixels()).predictions.shape[0] == 8
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_page("integrations/transformers.md", {"make_model": upernet, "dataset": Pixels()})
+    integration.disable()
+    assert_same(names["model"], upswap.load(tmp_path / "run" / "checkpoint-2"))
+    assert upswap.status(segformer(names["Net"])).ok

@@ -167,8 +167,9 @@ def _undo_module(model: nn.Module, module: nn.Module) -> None:
 
 
 def original_layer(upsampler: nn.Module) -> nn.Module | None:
-    """The layer whose place an upsampler took; None where it was a call."""
-    return cast("nn.Module | None", upsampler.__dict__.get(_ORIGINAL))
+    """The layer whose place an upsampler took, also one that was wrapped since; None where it was a call."""
+    kept = (module.__dict__[_ORIGINAL] for module in upsampler.modules() if _ORIGINAL in module.__dict__)
+    return cast("nn.Module | None", next(kept, None))
 
 
 def installed(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
