@@ -211,12 +211,37 @@ def test_weights_of_a_folder(weights: str, tmp_path: Path) -> None:
     assert_same(upswap.load(tmp_path / "out.pt"), model)
 
 
+def test_a_folder_of_upswaps_own_by_the_hosts_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = trained()
+    upswap.save(model, tmp_path / "ours")
+    assert run(["convert", f"hf:{tmp_path / 'ours'}", "-o", str(tmp_path / "out.pt")]) == 0
+    assert "is patched already" in capsys.readouterr().err
+    assert_same(upswap.load(tmp_path / "out.pt"), model)
+
+
 def test_a_folder_of_upswaps_own_says_how_it_is_read(tmp_path: Path) -> None:
     model = trained()
     upswap.save(model, tmp_path / "ours")
     assert "upswap_plan" not in (tmp_path / "ours" / "config.json").read_text()
     with opted_in(), pytest.warns(UpswapWarning, match=r"upswap\.load\("):
         type(model).from_pretrained(tmp_path / "ours")
+
+
+def test_of_a_model_that_is_passed_the_configuration_is_its_own(tmp_path: Path) -> None:
+    folder, model = tmp_path / "folder", trained()
+    model.save_pretrained(folder)
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**found, "hidden_sizes": [4] * 4, "backbone": "some/where"}))
+    assert_same(upswap.load(folder, segformer()), model)
+    with pytest.raises(SourceError, match="a Sequential is none"):
+        upswap.load(folder, nn.Sequential())
+    other = segformer()
+    other.decode_head.classifier = nn.Conv2d(16, 7, 1)
+    before = set(other.state_dict())
+    with pytest.raises(SourceError, match="classifier"):
+        upswap.load(folder, other)
+    assert not upswap.is_patched(other)
+    assert set(other.state_dict()) == before
 
 
 def test_a_plan_that_does_not_fit(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ def keep(model: nn.Module, plan: str) -> None:
     """Put the plan of a model, as JSON, into its configuration; nothing where its host keeps none."""
     config = _config_of(model)
     if config is not None:
-        # As text, in which the host takes no entry for one of its own settings.
-        setattr(config, _ENTRY, plan)
+        put(config, plan)
 
 
 def drop(model: nn.Module) -> None:
@@ -26,6 +25,11 @@ def drop(model: nn.Module) -> None:
     config = _config_of(model)
     if config is not None:
         vars(config).pop(_ENTRY, None)
+
+
+def put(config: Any, plan: str) -> None:
+    """Put a plan into a configuration: as text, in which the host takes no entry for one of its own settings."""
+    setattr(config, _ENTRY, plan)
 
 
 def kept_in(config: Any) -> str | None:

@@ -24,7 +24,6 @@ from ...architectures.spec import parse_stored
 from ...errors import SaveError, SourceError, UpswapError
 from ...surgery.apply import added_keys, is_patched, plan_of, undo
 from ...surgery.replay import apply_plan
-from ...surgery.rewritten_class import original_class
 from .. import atomic
 from ..provenance import same_modules
 from ..safety.judgement import check_parts
@@ -103,6 +102,12 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
     return hub.state_dict_in(folder)
 
 
+def has_upsamplers(folder: Path) -> bool:
+    """Whether `save` wrote the folder, of a patched model."""
+    finish_save(folder)
+    return (folder / DESCRIPTION).exists() and read_description(folder).get("plan") is not None
+
+
 def is_hosts(folder: Path) -> bool:
     """Whether transformers wrote the folder, of a patched model."""
     finish_save(folder)
@@ -112,7 +117,7 @@ def is_hosts(folder: Path) -> bool:
 def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
     if model is None:
         return check_parts(hub.open_folder(folder), str(folder))
-    made = hub.open_folder(folder, original_class(model))
+    made = hub.open_folder(folder, model)
     was_patched = is_patched(model)
     try:
         if not was_patched:

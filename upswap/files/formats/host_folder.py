@@ -24,6 +24,7 @@ from ...architectures.packages import first_line, import_for
 from ...architectures.spec import Spec
 from ...errors import SourceError, UntrustedFileError, UpswapError, UpswapWarning
 from ...nn.state_dicts import upsamplers_in
+from ...surgery.rewritten_class import original_class
 from ..safety.memory_limit import Budget
 from ..safety.time_limit import loading_within_bounds
 from ..state_dict import assign
@@ -49,11 +50,11 @@ _BUILD_IT = "build the model in Python and pass it: upswap.patch(model), or upsw
 _LARGEST_NUMBER = 10**5
 
 
-def open_folder(folder: Path, cls: type | None = None) -> nn.Module:
+def open_folder(folder: Path, like: nn.Module | None = None) -> nn.Module:
     """The model in a folder, with its weights, as the host's own `from_pretrained` gives it; patched where it was.
 
-    Weights that the folder does not have, or has too many of, are named in an `UpswapWarning`. `cls` is the model's class, where
-    it is of the caller's own.
+    Weights that the folder does not have, or has too many of, are named in an `UpswapWarning`. `like` is a model of the
+    caller's own, of whose class and configuration it then is.
 
     Raises:
         SourceError: the folder is not one that transformers or SMP wrote, or they cannot load it; or it has upsamplers, and
@@ -61,7 +62,7 @@ def open_folder(folder: Path, cls: type | None = None) -> nn.Module:
         UntrustedFileError: its configuration asks for code or files from elsewhere.
         PlanError: its plan does not fit the model.
     """
-    model, left = open_host(folder, cls)
+    model, left = open_host(folder, like)
     if left:
         raise SourceError(
             f"{folder} has the weights of upsamplers at {_listed(upsamplers_in(left))}, and its {CONFIG} does not say how the "
@@ -71,11 +72,11 @@ def open_folder(folder: Path, cls: type | None = None) -> nn.Module:
     return model
 
 
-def open_host(folder: Path, cls: type | None = None) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def open_host(folder: Path, like: nn.Module | None = None) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """As `open_folder`, with the weights of upsamplers of which the folder has no plan; the model is then the original."""
     config = _read_config(folder)
-    with loading_within_bounds(folder) if cls is None else contextlib.nullcontext():
-        return (_open_smp(folder, config), {}) if _SMP_CLASS in config else _open_transformers(folder, config, cls)
+    with loading_within_bounds(folder) if like is None else contextlib.nullcontext():
+        return (_open_smp(folder, config), {}) if _SMP_CLASS in config else _open_transformers(folder, config, like)
 
 
 def has_plan(folder: Path) -> bool:
@@ -229,13 +230,15 @@ def _build_smp(folder: Path, config: dict[str, Any], tensors: Mapping[str, torch
 
 
 def _open_transformers(
-    folder: Path, config: dict[str, Any], own: type | None
+    folder: Path, config: dict[str, Any], like: nn.Module | None
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     tensors = read_weights(folder)
     found: dict[str, Any] = {}
     budget = Budget(tensors, str(folder))
     with _apart(folder), budget.building():
-        spec, cls, settings = _transformers_class(folder, config, tensors, own)
+        spec, cls, settings = (
+            _transformers_class(folder, config, tensors) if like is None else _like(folder, config, like)
+        )
         settings.name_or_path = str(folder)
         if host_config.kept_in(settings) is not None and not upsamplers_in(tensors):
             host_config.without_plan(settings)
@@ -326,12 +329,10 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _transformers_class(
-    folder: Path, config: dict[str, Any], tensors: Mapping[str, torch.Tensor], own: type | None = None
+    folder: Path, config: dict[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> tuple[Spec, Any, Any]:
-    """How messages name the folder, the class it names or `own`, and its configuration as that class takes it."""
+    """How messages name the folder, the class it names, and its configuration as that class takes it."""
     spec = Spec("hf", str(folder), {})
-    if own is not None:
-        return spec, own, _settings(folder, own)
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         if "architecture" in config:
@@ -353,14 +354,24 @@ def _transformers_class(
             f"{folder} holds a {names[0]}, which transformers {transformers.__version__}, installed here, does not have. "
             f"For a class of your own: {_BUILD_IT}"
         )
-    return spec, found, _settings(folder, found)
-
-
-def _settings(folder: Path, cls: Any) -> Any:
+    cls: Any = found
     try:
-        return cls.config_class.from_pretrained(str(folder), local_files_only=True)
+        settings = cls.config_class.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # a library's own reading of a file; whatever it raises is about the file
-        raise SourceError(f"{folder / CONFIG} cannot be read by {cls.__name__}: {first_line(error)}") from error
+        raise SourceError(f"{folder / CONFIG} cannot be read by {names[0]}: {first_line(error)}") from error
+    return spec, cls, settings
+
+
+def _like(folder: Path, config: dict[str, Any], like: nn.Module) -> tuple[Spec, Any, Any]:
+    """As `_transformers_class`, of a model that the caller has: of the folder's configuration the plan alone is read."""
+    cls: Any = original_class(like)
+    if not hasattr(cls, "from_pretrained") or not hasattr(like, "config"):
+        raise SourceError(f"{folder} holds a model of transformers, and a {cls.__name__} is none")
+    settings = host_config.without_plan(copy.deepcopy(like.config))
+    plan = host_config.kept_in(config)
+    if plan is not None:
+        host_config.put(settings, plan)
+    return Spec("hf", str(folder), {}), cls, settings
 
 
 def _check_config(folder: Path, config: dict[str, Any]) -> None:
