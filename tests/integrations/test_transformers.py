@@ -119,7 +119,9 @@ def test_auto_classes_types_and_shards(tmp_path: Path) -> None:
     assert len(list((tmp_path / "folder").glob("*.safetensors"))) > 1
     with opted_in():
         auto = transformers.AutoModelForSemanticSegmentation
-        assert_same(auto.from_pretrained(tmp_path / "folder"), model)
+        loaded = auto.from_pretrained(tmp_path / "folder", device_map="cpu")
+        assert_same(loaded, model)
+        assert upswap.status(loaded).ok  # what was loaded is known, though it looks like noise
         half = auto.from_pretrained(tmp_path / "folder", dtype=torch.bfloat16)
         with pytest.warns(UpswapWarning, match="of which this SegformerModel has 0: it was not patched"):
             base = transformers.AutoModel.from_pretrained(tmp_path / "folder")
@@ -142,6 +144,7 @@ def test_a_part_that_was_patched(tmp_path: Path) -> None:
         loaded = type(model).from_pretrained(tmp_path / "folder")
     assert_same(loaded, model)
     assert_same(upswap.load(tmp_path / "folder"), model)
+    assert_same(upswap.load(tmp_path / "folder", segformer()), model)
 
 
 def test_unpatching_takes_the_plan_out_of_the_config(tmp_path: Path) -> None:

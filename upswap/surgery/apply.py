@@ -52,7 +52,7 @@ def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> 
             step()
         rebind(model.modules())
         model.__dict__[_PLAN] = plan.to_json()
-    host_config.keep(model, plan.to_json())
+        host_config.keep(model, plan.to_json())
 
 
 def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
@@ -149,7 +149,7 @@ def undo(model: nn.Module) -> None:
             _undo_module(model, module)
         rebind(model.modules())
         del model.__dict__[_PLAN]
-    host_config.drop(model)
+        host_config.drop(model)
 
 
 def _undo_module(model: nn.Module, module: nn.Module) -> None:

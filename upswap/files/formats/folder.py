@@ -118,14 +118,17 @@ def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
     if model is None:
         return check_parts(hub.open_folder(folder), str(folder))
     made = hub.open_folder(folder, model)
-    was_patched = is_patched(model)
+    patched: list[nn.Module] = []
     try:
-        if not was_patched:
-            apply_plan(model, plan_of(made), contextlib.nullcontext, contextlib.nullcontext)
+        for path, part in made.named_modules():
+            mine = model.get_submodule(path) if is_patched(part) else None
+            if mine is not None and not is_patched(mine):
+                apply_plan(mine, plan_of(part), contextlib.nullcontext, contextlib.nullcontext)
+                patched.append(mine)
         assign(model, made.state_dict(), folder, keep_dtype=True)
     except UpswapError:
-        if not was_patched and is_patched(model):
-            undo(model)
+        for mine in patched:
+            undo(mine)
         raise
     return model.eval()
 

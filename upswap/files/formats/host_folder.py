@@ -235,7 +235,9 @@ def _open_transformers(
     tensors = read_weights(folder)
     found: dict[str, Any] = {}
     budget = Budget(tensors, str(folder))
-    with _apart(folder), budget.building():
+    # What the caller has may take what it takes.
+    building, running = (budget.building, budget.running) if like is None else (contextlib.nullcontext,) * 2
+    with _apart(folder), building():
         spec, cls, settings = (
             _transformers_class(folder, config, tensors) if like is None else _like(folder, config, like)
         )
@@ -247,7 +249,7 @@ def _open_transformers(
         def make() -> Any:
             # With the tensors instead of the folder: in a folder transformers also looks for adapters, which lead to other
             # folders, and for forms of weights that are pickles.
-            model, info = patching(cls, budget.running).from_pretrained(
+            model, info = patching(cls, running).from_pretrained(
                 None, config=settings, state_dict=tensors, torch_dtype="auto", output_loading_info=True
             )
             found.update(info)
