@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -22,6 +23,7 @@ from pages import run_page
 from upswap import PlanError, SourceError, UpswapWarning
 from upswap.apps.cli import run
 from upswap.integrations import transformers as integration
+from upswap.integrations.peft import with_upsamplers
 from zoos.transformers_zoo import CASES
 
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -53,7 +55,7 @@ def of_the_zoo(name: str) -> tuple[Any, Given]:
 def segformer(cls: Any = transformers.SegformerForSemanticSegmentation) -> Any:
     settings = {
         "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2], "mlp_ratios": [2] * 4,
-        "decoder_hidden_size": 16, "num_labels": 3, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "decoder_hidden_size": 16, "num_labels": 5, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
         "classifier_dropout_prob": 0.0, "drop_path_rate": 0.0,
     }  # fmt: skip
     torch.manual_seed(0)
@@ -432,6 +434,25 @@ def test_the_best_model_at_the_end(tmp_path: Path) -> None:
     worse.save_model(str(tmp_path / "final"))
     assert_same(upswap.load(tmp_path / "final"), model)
     assert worse.predict(Pixels()).predictions.shape[0] == 8
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 asks for it
+def test_a_trainer_of_an_adapter(tmp_path: Path) -> None:
+    def adapted() -> Any:
+        base = upswap.patch(segformer())
+        return peft.get_peft_model(
+            base, with_upsamplers(base, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+        )
+
+    model, resumed, begin = adapted(), adapted(), Begin()
+    plain = trainer(model, tmp_path, label_names=["labels"])
+    plain.train()
+    assert upswap.status(model, plain.optimizer).ok
+    trainer(resumed, tmp_path, begin, label_names=["labels"], max_steps=5).train(resume_from_checkpoint=True)
+    expected = dict(model.named_parameters())
+    trained = [name for name, parameter in expected.items() if parameter.requires_grad]
+    assert any("upsample" in name for name in trained)
+    assert all(torch.equal(value, expected[name]) for name, value in begin.model.named_parameters() if name in trained)
 
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
