@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from .architectures import host_config
 from .errors import InputError, OptionError, UpswapWarning
 from .files import checkpoint
 from .files.finetuned import give_trained
@@ -91,6 +92,14 @@ def patch(
         if not inplace:
             raise OptionError("optimizer= has the parameters of model, and inplace=False patches a copy of it")
         check_can_join(optimizer)
+    if host_config.came_without(model) and not rewrite.is_patched(model):
+        warnings.warn(
+            f"this {type(model).__name__} was loaded without its upsamplers: its config has the plan of a patched model. These "
+            "are new ones. For the trained ones, upswap.integrations.transformers.enable() before from_pretrained, or "
+            "upswap.load(folder)",
+            UpswapWarning,
+            stacklevel=2,
+        )
     if rewrite.is_patched(model):
         count = len(rewrite.plan_of(model).swapped)
         warnings.warn(

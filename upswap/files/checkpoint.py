@@ -17,11 +17,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..architectures import host_config
 from ..architectures.rebuild import rebuilds, stored_spec
 from ..architectures.spec import parse
 from ..errors import OptionError, SaveError, SourceError, UpswapWarning
 from ..nn.state_dicts import upsamplers_in
 from ..shown import errors_shown
+from ..surgery.apply import is_patched, plan_of
 from ..surgery.wrappers import the_patched, unwrapped
 from . import atomic
 from .adopt import adopt
@@ -30,7 +32,7 @@ from .formats import folder
 from .formats import pt as pickled
 from .formats import safetensors as portable
 from .formats import upsamplers as alone
-from .paths import check_readable, check_target, is_folder
+from .paths import check_no_key, check_readable, check_target, is_folder
 from .provenance import spec_of, why_not_built_by
 from .safety.time_limit import loading_within_bounds
 from .weights import WeightsSource
@@ -144,12 +146,12 @@ def load_source(
 
 def _load(path: Path, model: nn.Module | None, trust: tuple[str, ...], key: str | None) -> tuple[nn.Module, str | None]:
     if os.path.isdir(path):
-        _check_no_key(path, key)
+        check_no_key(path, key)
         return folder.load(path, model, trust), None
     if portable.looks_like_one(path):
         tensors, header = portable.read(path)
         if header:
-            _check_no_key(path, key)
+            check_no_key(path, key)
             if not alone.is_alone(header):
                 return portable.built(tensors, header, path, model, trust), None
             if model is None:
@@ -181,7 +183,10 @@ def _whole_model(contents: pickled.Contents, path: Path, key: str | None) -> tup
     if len(meant) > 1:
         raise several(path, {name: models[name] for name in meant}, "models")
     taken = f"model of {meant[0]!r}, {models[meant[0]]} tensors" if meant[0] else None
-    return contents.model(meant[0]), taken
+    model = contents.model(meant[0])
+    if is_patched(model):
+        host_config.keep(model, plan_of(model).to_json())  # which files of upswap 0.1 do not have there
+    return model, taken
 
 
 def _weights_alone(path: Path, weights: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
@@ -189,15 +194,12 @@ def _weights_alone(path: Path, weights: Mapping[str, Mapping[str, torch.Tensor]]
     return pickled.weights_alone(path, weights, added)
 
 
-def _check_no_key(path: Path, key: str | None) -> None:
-    if key is not None:
-        raise OptionError(f"{path} is one model, in which there is nothing to choose; leave out --key (key=)")
-
-
 def read_header(path: str | Path) -> dict[str, Any]:
     """What upswap wrote about the model in a `.safetensors` or a folder (source spec, Plan, its own version); {} if nothing."""
     path = Path(path)
-    return folder.read_description(path) if os.path.isdir(path) else portable.read(path)[1]
+    if not os.path.isdir(path):
+        return portable.read(path)[1]
+    return {} if folder.is_hosts(path) else folder.read_description(path)
 
 
 def says_how_it_is_built(path: str | Path, trust: Iterable[str] = ()) -> bool:

@@ -74,7 +74,13 @@ def open_source(
             raise SourceError(f"{spec}: a folder takes no options; they are in its config.json")
         folder = Path(spec.name).expanduser()
         own_folder.finish_save(folder)  # the host would open files of two saves, and not see it
-        source = Source(check_parts(hub.open_folder(folder), str(folder)), str(spec), folder)
+        if weights is not None:
+            model = hub.open_host(folder)[0]  # the upsamplers' are among `weights`
+        elif own_folder.has_upsamplers(folder):
+            model = own_folder.load(folder, None, trust)
+        else:
+            model = hub.open_folder(folder)
+        source = Source(check_parts(model, str(folder)), str(spec), folder)
     else:
         source = Source(build(spec), str(spec), None)
     if weights is None:

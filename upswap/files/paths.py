@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ..architectures.spec import path_of
-from ..errors import SaveError, SourceError
+from ..errors import OptionError, SaveError, SourceError
 from . import atomic
 from .formats import folder
 
@@ -57,3 +57,9 @@ def check_readable(path: Path) -> None:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     if not head:
         raise SourceError(f"{path} is empty")
+
+
+def check_no_key(path: Path, key: str | None) -> None:
+    """`OptionError` where a key is given for what is one model."""
+    if key is not None:
+        raise OptionError(f"{path} is one model, in which there is nothing to choose; leave out --key (key=)")

@@ -17,11 +17,11 @@ from ..nn.state_dicts import upsamplers_in
 from ..plan.plan import Plan
 from . import atomic
 from .fitting import Fit, choose, differences, keys_listed, several
-from .formats import description
+from .formats import description, folder
 from .formats import pt as pickled
 from .formats import safetensors as portable
 from .formats import upsamplers as alone
-from .paths import check_readable, check_target, is_folder
+from .paths import check_no_key, check_readable, check_target, is_folder
 from .safety.time_limit import loading_within_bounds
 from .state_dict import assign
 
@@ -85,7 +85,8 @@ def weights_for(
 ) -> Weights:
     """The weights of `model` in a file: a state dict, a model of the same keys, or the checkpoint of a training loop.
 
-    They may be given themselves in the place of the file. The entries `without` of the model's state dict are not asked for.
+    Or those in a folder, of `save`'s or a host's. They may be given themselves in the place of the file. The entries `without` of
+    the model's state dict are not asked for.
 
     Raises:
         SourceError: the file holds no weights, or they are not those of this model; the keys that differ are named. Or
@@ -101,6 +102,10 @@ def weights_for(
         return _taken(way, parts[way.key], _IN_MEMORY, "state_dict")
     path = Path(source)
     trust = (trust,) if isinstance(trust, str) else tuple(trust)
+    if os.path.isdir(path):
+        check_no_key(path, key)
+        tensors = folder.weights_in(path)
+        return _taken(choose({"": tensors}, own, None, path, kind), tensors, path, "state_dict")
     check_readable(path)
     if portable.looks_like_one(path):
         tensors, header = portable.read(path)

@@ -18,6 +18,7 @@ from ..plan.site import Site
 from .arguments import check_choice, plain, positive_int, scale_pair, target
 from .composed import make_cascaded
 from .configs import DEFAULT_GROUPS, DySampleConfig, Init, Style, nominal_scale
+from .host_init import InitialisesItself
 from .projection import Projection, weights_of
 from .registry import register_upsampler
 from .sampling import memory_format as layout
@@ -48,7 +49,7 @@ _NUDGE = 2.0**-44
 _INIT_POS_TOLERANCE = 0.01
 
 
-class DySample(nn.Module):
+class DySample(InitialisesItself, nn.Module):
     """Upsample (B, C, H, W) by reading it at learned positions; at step 0, exactly the resize it stands in for.
 
     For every output pixel and each of `groups` groups of channels, an offset d in input pixels is predicted from the
@@ -90,7 +91,7 @@ class DySample(nn.Module):
         init_pos: Tensor
     #: Its own resizing is no call of the model it stands in (`probe/resize_calls.py`).
     is_upsampler = True
-    __jit_unused_properties__ = ("base",)  # TorchScript compiles properties too
+    __jit_unused_properties__ = ("base", "_is_hf_initialized")  # TorchScript compiles properties too
 
     def __init__(
         self,
@@ -188,12 +189,17 @@ class DySample(nn.Module):
                 nn.init.zeros_(self.scope.weight)
                 if self.scope.bias is not None:
                     nn.init.zeros_(self.scope.bias)
-            init_pos = self._initial_positions()
-            if init_pos is not None:
-                self.init_pos.copy_(init_pos)
+        self.reset_positions()
         for projection in self.children():
             if isinstance(projection, Projection):
                 projection.note_values()
+
+    @torch.no_grad()
+    def reset_positions(self) -> None:
+        """Write to `init_pos`, where there is one, what the base grid has it be."""
+        init_pos = self._initial_positions()
+        if init_pos is not None:
+            self.init_pos.copy_(init_pos)
 
     def is_as_initialised(self) -> bool:
         """Whether the weights are what `reset_parameters` puts there; False too where they have no values."""

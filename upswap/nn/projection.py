@@ -24,6 +24,8 @@ class Projection(nn.Module):
 
     __module__ = "upswap.nn"  # the address in files, which outlive the file it stands in
 
+    _is_hf_initialized = True  # transformers passes it by; see `host_init.py`
+
     if TYPE_CHECKING:  # TorchScript cannot read this annotation
         bias: nn.Parameter | None
 

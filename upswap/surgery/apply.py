@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from ..architectures import host_config
 from ..errors import PlanError
 from ..nn.registry import make_upsampler
 from ..plan.plan import Plan, by_owner
@@ -52,6 +53,7 @@ def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> 
             step()
         rebind(model.modules())
         model.__dict__[_PLAN] = plan.to_json()
+        host_config.keep(model, plan.to_json())
 
 
 def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
@@ -148,6 +150,7 @@ def undo(model: nn.Module) -> None:
             _undo_module(model, module)
         rebind(model.modules())
         del model.__dict__[_PLAN]
+        host_config.drop(model)
 
 
 def _undo_module(model: nn.Module, module: nn.Module) -> None:
@@ -165,8 +168,9 @@ def _undo_module(model: nn.Module, module: nn.Module) -> None:
 
 
 def original_layer(upsampler: nn.Module) -> nn.Module | None:
-    """The layer whose place an upsampler took; None where it was a call."""
-    return cast("nn.Module | None", upsampler.__dict__.get(_ORIGINAL))
+    """The layer whose place an upsampler took, also one that was wrapped since; None where it was a call."""
+    kept = (module.__dict__[_ORIGINAL] for module in upsampler.modules() if _ORIGINAL in module.__dict__)
+    return cast("nn.Module | None", next(kept, None))
 
 
 def installed(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -81,6 +81,11 @@ def _record_of(module: nn.Module) -> Record | None:
     return vars(type(module)).get(_RECORD)
 
 
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, or the one that it had before it was rewritten."""
+    return type(module) if _record_of(module) is None else type(module).__bases__[0]
+
+
 # -- pickling -------------------------------------------------------------------------------------------------------------
 
 

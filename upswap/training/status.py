@@ -89,7 +89,8 @@ def _state(upsampler: nn.Module) -> tuple[State, str | None]:
     """The state of an upsampler, from those in it that know theirs, and what is wrong with it."""
     if any(parameter.is_meta for parameter in upsampler.parameters()):
         return "no values", None
-    knowing: list[Any] = [module for module in upsampler.modules() if hasattr(module, "is_as_initialised")]
+    # Asked of the class: PEFT's wrapper has its copy's attributes for its own.
+    knowing: list[Any] = [module for module in upsampler.modules() if hasattr(type(module), "is_as_initialised")]
     for module in knowing:
         problem = unexplained(module)
         if problem is not None:

@@ -8,6 +8,7 @@ upswap.json          the Plan and what else `portable.describe` says; written la
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -20,12 +21,14 @@ from torch import nn
 
 from ...architectures.rebuild import rebuild, rebuilds
 from ...architectures.spec import parse_stored
-from ...errors import SaveError, SourceError
-from ...surgery.apply import added_keys
+from ...errors import SaveError, SourceError, UpswapError
+from ...surgery.apply import added_keys, is_patched, plan_of, undo
+from ...surgery.replay import apply_plan
 from .. import atomic
 from ..provenance import same_modules
+from ..safety.instance_rules import check_parts
 from ..safety.memory_limit import Budget
-from ..state_dict import separated
+from ..state_dict import assign, separated
 from . import description as _description
 from . import host_folder as hub
 from . import safetensors as portable
@@ -78,11 +81,56 @@ def check(folder: Path, *, force: bool) -> None:
 
 
 def load(folder: Path, model: nn.Module | None, trust: Iterable[str]) -> nn.Module:
-    """The model in a folder that `save` wrote, built from what the folder says or, where it is given, in `model`."""
+    """The model in a folder that `save` wrote, built from what the folder says or, where it is given, in `model`.
+
+    The same of a folder that transformers wrote of a patched model.
+    """
+    if is_hosts(folder):
+        return _from_host(folder, model)
     description, tensors = _read(folder)
     return _description.restored(
         description, tensors, folder, model, lambda: _build(folder, description, tensors, tuple(trust))
     )
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights in a folder, of `save`'s or a host's, by the names that the model has for them."""
+    finish_save(folder)
+    if (folder / DESCRIPTION).exists() or not hub.has_config(folder):
+        description, tensors = _read(folder)
+        return _description.all_names(tensors, description, folder)
+    return hub.state_dict_in(folder)
+
+
+def has_upsamplers(folder: Path) -> bool:
+    """Whether `save` wrote the folder, of a patched model."""
+    finish_save(folder)
+    return (folder / DESCRIPTION).exists() and read_description(folder).get("plan") is not None
+
+
+def is_hosts(folder: Path) -> bool:
+    """Whether transformers wrote the folder, of a patched model."""
+    finish_save(folder)
+    return not (folder / DESCRIPTION).exists() and hub.has_plan(folder)
+
+
+def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
+    if model is None:
+        return check_parts(hub.open_folder(folder), str(folder))
+    made = hub.open_folder(folder, model)
+    patched: list[nn.Module] = []
+    try:
+        for path, part in made.named_modules():
+            mine = model.get_submodule(path) if is_patched(part) else None
+            if mine is not None and not is_patched(mine):
+                apply_plan(mine, plan_of(part), contextlib.nullcontext, contextlib.nullcontext)
+                patched.append(mine)
+        assign(model, made.state_dict(), folder, keep_dtype=True)
+    except UpswapError:
+        for mine in patched:
+            undo(mine)
+        raise
+    return model.eval()
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -143,6 +191,8 @@ def finish_save(folder: Path) -> None:
 
 def has_builder(folder: Path, trust: Iterable[str]) -> bool:
     """Whether `load` needs no `model`."""
+    if is_hosts(folder):
+        return True
     description = read_description(folder)
     return rebuilds(description.get("source"), trust) or _has_config(folder, description)
 

@@ -18,16 +18,20 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ...architectures import host_config
 from ...architectures.libraries import DOWNLOADS, build, call
 from ...architectures.packages import first_line, import_for
 from ...architectures.spec import Spec
-from ...errors import SourceError, UntrustedFileError, UpswapWarning
+from ...errors import SourceError, UntrustedFileError, UpswapError, UpswapWarning
+from ...nn.state_dicts import upsamplers_in
+from ...surgery.rewritten_class import original_class
 from ..safety.memory_limit import Budget
 from ..safety.time_limit import loading_within_bounds
 from ..state_dict import assign
 from . import description
 from . import pt as pickled
 from . import safetensors as portable
+from .host_class import patching
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -46,18 +50,46 @@ _BUILD_IT = "build the model in Python and pass it: upswap.patch(model), or upsw
 _LARGEST_NUMBER = 10**5
 
 
-def open_folder(folder: Path) -> nn.Module:
-    """The original model in a folder, with its weights, as the host's own `from_pretrained` gives it.
+def open_folder(folder: Path, like: nn.Module | None = None) -> nn.Module:
+    """The model in a folder, with its weights, as the host's own `from_pretrained` gives it; patched where it was.
 
-    Weights that the folder does not have, or has too many of, are named in an `UpswapWarning`.
+    Weights that the folder does not have, or has too many of, are named in an `UpswapWarning`. `like` is a model of the
+    caller's own, of whose class and configuration it then is.
 
     Raises:
-        SourceError: the folder is not one that transformers or SMP wrote, or they cannot load it.
+        SourceError: the folder is not one that transformers or SMP wrote, or they cannot load it; or it has upsamplers, and
+            does not say how the model was patched.
         UntrustedFileError: its configuration asks for code or files from elsewhere.
+        PlanError: its plan does not fit the model.
     """
+    model, left = open_host(folder, like)
+    if left:
+        raise SourceError(
+            f"{folder} has the weights of upsamplers at {_listed(upsamplers_in(left))}, and its {CONFIG} does not say how the "
+            f"model was patched. With the options it was patched with: upswap convert hf:{folder} --weights {folder} (in "
+            f"Python: upswap.convert({f'hf:{folder}'!r}, weights={str(folder)!r}))"
+        )
+    return model
+
+
+def open_host(folder: Path, like: nn.Module | None = None) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """As `open_folder`, with the weights of upsamplers of which the folder has no plan; the model is then the original."""
     config = _read_config(folder)
-    with loading_within_bounds(folder):
-        return _open_smp(folder, config) if _SMP_CLASS in config else _open_transformers(folder, config)
+    with loading_within_bounds(folder) if like is None else contextlib.nullcontext():
+        return (_open_smp(folder, config), {}) if _SMP_CLASS in config else _open_transformers(folder, config, like)
+
+
+def has_plan(folder: Path) -> bool:
+    """Whether the host's configuration there has the plan of a patched model."""
+    return has_config(folder) and host_config.kept_in(_read_config(folder)) is not None
+
+
+def state_dict_in(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights in a folder of a host's, by the names that the model has for them; those of upsamplers among them."""
+    if _SMP_CLASS in _read_config(folder):
+        return read_weights(folder)
+    model, left = open_host(folder)
+    return {**model.state_dict(), **left}
 
 
 def _open_smp(folder: Path, config: dict[str, Any]) -> nn.Module:
@@ -124,7 +156,7 @@ def config_of(model: nn.Module, spec: str | None) -> str | None:
     neither host, or is an SMP model that its options do not build (`spec` is the spec that does)."""
     names = [_top(cls) for cls in type(model).__mro__]
     if "transformers" in names:
-        config: Any = copy.deepcopy(model.config)
+        config: Any = host_config.without_plan(copy.deepcopy(model.config))  # `upswap.json` has it
         config.architectures = [type(model).__name__]
         config.dtype = str(next((p.dtype for p in model.parameters()), torch.float32)).removeprefix("torch.")
         return str(config.to_json_string())
@@ -197,32 +229,51 @@ def _build_smp(folder: Path, config: dict[str, Any], tensors: Mapping[str, torch
     return build(spec)
 
 
-def _open_transformers(folder: Path, config: dict[str, Any]) -> nn.Module:
+def _open_transformers(
+    folder: Path, config: dict[str, Any], like: nn.Module | None
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     tensors = read_weights(folder)
     found: dict[str, Any] = {}
-    with _apart(folder), Budget(tensors, str(folder)).building():
-        spec, cls, settings = _transformers_class(folder, config, tensors)
+    budget = Budget(tensors, str(folder))
+    # What the caller has may take what it takes.
+    building, running = (budget.building, budget.running) if like is None else (contextlib.nullcontext,) * 2
+    with _apart(folder), building():
+        spec, cls, settings = (
+            _transformers_class(folder, config, tensors) if like is None else _like(folder, config, like)
+        )
+        settings.name_or_path = str(folder)
+        if host_config.kept_in(settings) is not None and not upsamplers_in(tensors):
+            host_config.without_plan(settings)
+            _warn(f"{folder} has the plan of a patched model, and no weights of upsamplers: taken for the original")
 
         def make() -> Any:
             # With the tensors instead of the folder: in a folder transformers also looks for adapters, which lead to other
             # folders, and for forms of weights that are pickles.
-            model, info = cls.from_pretrained(
+            model, info = patching(cls, running).from_pretrained(
                 None, config=settings, state_dict=tensors, torch_dtype="auto", output_loading_info=True
             )
             found.update(info)
             return model
 
-        model: Any = call(spec, make)
-    model.config.name_or_path = str(folder)
+        try:
+            model: Any = call(spec, make)
+        except SourceError as error:
+            if isinstance(error.__cause__, UpswapError):  # of the plan
+                raise error.__cause__ from error
+            raise
     missing, unexpected = sorted(found.get("missing_keys", ())), sorted(found.get("unexpected_keys", ()))
     if len(unexpected) == len(tensors):
         raise SourceError(f"{folder} does not hold the weights of a {cls.__name__}: none is of that model")
     if missing:
         # No error: published checkpoints lack weights that their model does not use.
         _warn(f"{folder} does not hold {_listed(missing)} of a {cls.__name__}; random now, as transformers makes them")
-    if unexpected:
-        _warn(f"{folder} holds weights that are of no part of a {cls.__name__} and are left out: {_listed(unexpected)}")
-    return cast(nn.Module, model)
+    spare = {name: tensors[name] for name in unexpected if name in tensors}
+    paths = tuple(f"{path}." for path in upsamplers_in(spare))
+    left = {name: tensor for name, tensor in spare.items() if name.startswith(paths)}
+    others = [name for name in unexpected if name not in left]
+    if others:
+        _warn(f"{folder} holds weights that are of no part of a {cls.__name__} and are left out: {_listed(others)}")
+    return cast(nn.Module, model), left
 
 
 def _warn(text: str) -> None:
@@ -311,6 +362,18 @@ def _transformers_class(
     except Exception as error:  # a library's own reading of a file; whatever it raises is about the file
         raise SourceError(f"{folder / CONFIG} cannot be read by {names[0]}: {first_line(error)}") from error
     return spec, cls, settings
+
+
+def _like(folder: Path, config: dict[str, Any], like: nn.Module) -> tuple[Spec, Any, Any]:
+    """As `_transformers_class`, of a model that the caller has: of the folder's configuration the plan alone is read."""
+    cls: Any = original_class(like)
+    if not hasattr(cls, "from_pretrained") or not hasattr(like, "config"):
+        raise SourceError(f"{folder} holds a model of transformers, and a {cls.__name__} is none")
+    settings = host_config.without_plan(copy.deepcopy(like.config))
+    plan = host_config.kept_in(config)
+    if plan is not None:
+        host_config.put(settings, plan)
+    return Spec("hf", str(folder), {}), cls, settings
 
 
 def _check_config(folder: Path, config: dict[str, Any]) -> None:

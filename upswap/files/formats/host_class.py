@@ -1,0 +1,65 @@
+"""A class of transformers that patches what it builds, as the plan in the configuration says.
+
+`from_pretrained` makes a model of its class without values, then gives it the weights. Patched in between, the model takes
+those of its upsamplers as any other: from whichever files, under converted names, of the type and on the device asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...architectures import host_config
+from ...errors import PlanError, UpswapWarning
+from ...surgery.apply import is_patched
+from ...surgery.planning import class_name
+from ...surgery.replay import Within, apply_plan
+from .description import checked_plan
+
+
+def patching(cls: Any, running: Within = contextlib.nullcontext) -> Any:
+    """A subclass of a model class, whose instances are of `cls` itself, and patched where their configuration has a plan.
+
+    To see that the plan fits, a model is run inside `running`. What is made raises `PlanError` where it does not fit, and
+    `UntrustedFileError` for names that no plan has.
+    """
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        self.__class__ = cls
+        cls.__init__(self, config, *args, **kwargs)
+        # Only what has no values yet is to be on the meta device, which is where transformers makes everything.
+        with torch.device("cpu"):
+            _patch(self, running)
+
+    namespace = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__init__": __init__}
+    made = type(cls)(cls.__name__, (nn.Module,), namespace)
+    made.__bases__ = (cls,)  # afterwards, so that a base that keeps a register of its subclasses does not hear of it
+    return made
+
+
+def _patch(model: nn.Module, running: Within) -> None:
+    text, name = host_config.kept_by(model), type(model).__name__
+    if text is None or is_patched(model):  # a class of the user's own may patch what it builds itself
+        return
+    path = Path(str(getattr(model.config, "name_or_path", "")) or name)
+    try:
+        plan = checked_plan(json.loads(text), model, path)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"the config.json of {path} has an upswap_plan that is no plan: {error}") from error
+    # The configuration of a model is that of its parts too, one of which may be what was patched.
+    meant = [module for module in model.modules() if class_name(module) == plan.model_class]
+    if len(meant) != 1:
+        warnings.warn(
+            f"{path} has the plan of a {plan.model_class.rpartition('.')[2]}, of which this {name} has {len(meant)}: it was "
+            "not patched",
+            UpswapWarning,
+            stacklevel=2,
+        )
+        return
+    apply_plan(meant[0], plan, contextlib.nullcontext, running)
