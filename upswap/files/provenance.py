@@ -32,7 +32,11 @@ def spec_of(model: nn.Module) -> str | None:
 
     names = {cls: name for name, cls in smp.MODEL_ARCHITECTURES_MAPPING.items()}
     name = next((names[cls] for cls in type(model).__mro__ if cls in names), None)
-    options = {key: value for key, value in config.items() if key != "encoder_weights" and value is not None}
+    options = {
+        key: value
+        for key, value in config.items()
+        if key != "encoder_weights" and key[:1] != "_" and value is not None  # the plan is no option
+    }
     if name is None or not all(read_value(text_of(value)) == value for value in options.values()):
         return None
     spec = Spec("smp", name, options)

@@ -35,7 +35,7 @@ def patching(cls: Any, running: Within = contextlib.nullcontext) -> Any:
         cls.__init__(self, config, *args, **kwargs)
         # Only what has no values yet is to be on the meta device, which is where transformers makes everything.
         with torch.device("cpu"):
-            _patch(self, running)
+            patch_as_kept(self, running)
 
     namespace = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__init__": __init__}
     made = type(cls)(cls.__name__, (nn.Module,), namespace)
@@ -43,11 +43,12 @@ def patching(cls: Any, running: Within = contextlib.nullcontext) -> Any:
     return made
 
 
-def _patch(model: nn.Module, running: Within) -> None:
+def patch_as_kept(model: nn.Module, running: Within) -> None:
+    """Patch a model as its configuration says, in the way of `patching`."""
     text, name = host_config.kept_by(model), type(model).__name__
     if text is None or is_patched(model):  # a class of the user's own may patch what it builds itself
         return
-    path = Path(str(getattr(model.config, "name_or_path", "")) or name)
+    path = Path(str(getattr(getattr(model, "config", None), "name_or_path", "")) or name)
     try:
         plan = checked_plan(json.loads(text), model, path)
     except (ValueError, RecursionError) as error:

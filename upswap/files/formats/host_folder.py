@@ -31,7 +31,7 @@ from ..state_dict import assign
 from . import description
 from . import pt as pickled
 from . import safetensors as portable
-from .host_class import patching
+from .host_class import patch_as_kept, patching
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -76,7 +76,7 @@ def open_host(folder: Path, like: nn.Module | None = None) -> tuple[nn.Module, d
     """As `open_folder`, with the weights of upsamplers of which the folder has no plan; the model is then the original."""
     config = _read_config(folder)
     with loading_within_bounds(folder) if like is None else contextlib.nullcontext():
-        return (_open_smp(folder, config), {}) if _SMP_CLASS in config else _open_transformers(folder, config, like)
+        return _open_smp(folder, config) if _SMP_CLASS in config else _open_transformers(folder, config, like)
 
 
 def has_plan(folder: Path) -> bool:
@@ -92,12 +92,25 @@ def state_dict_in(folder: Path) -> dict[str, torch.Tensor]:
     return {**model.state_dict(), **left}
 
 
-def _open_smp(folder: Path, config: dict[str, Any]) -> nn.Module:
+def _open_smp(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     tensors = read_weights(folder)
-    with Budget(tensors, str(folder)).building():
+    budget = Budget(tensors, str(folder))
+    plan = host_config.kept_in(config)
+    left: dict[str, torch.Tensor] = {}
+    with budget.building():
         model = _build_smp(folder, config, tensors)
-    assign(model, tensors, folder)
-    return model.eval()
+        if not upsamplers_in(tensors):
+            if plan is not None:
+                _warn(f"{folder} has the plan of a patched model, and no weights of upsamplers: taken for the original")
+        elif plan is not None:
+            host_config.keep(model, plan)
+            patch_as_kept(model, budget.running)
+        else:
+            known = model.state_dict()
+            paths = tuple(f"{path}." for path in upsamplers_in(tensors))
+            left = {name: value for name, value in tensors.items() if name not in known and name.startswith(paths)}
+    assign(model, {name: value for name, value in tensors.items() if name not in left}, folder)
+    return model.eval(), left
 
 
 def build_from_config(folder: Path, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -191,7 +204,7 @@ def _top(cls: type) -> str:
 
 
 def _smp_options(model: nn.Module) -> dict[str, Any]:
-    options = dict(getattr(model, "_hub_mixin_config", {}))
+    options = {key: value for key, value in getattr(model, "_hub_mixin_config", {}).items() if key[:1] != "_"}
     return {**options, "encoder_weights": None}  # the folder's own weights are loaded, no others before them
 
 
