@@ -132,6 +132,16 @@ def tools() -> list[Tool]:
             ),
             export="eager quantisation puts no stubs around a float module: it raises without them",
         ),
+        row(
+            "SMP",
+            "test_smp.py",
+            (
+                "train, checkpoint, resume, fine-tune again, reload, predict, export",
+                "test_what_save_pretrained_wrote_comes_back",
+            ),
+            ("reload", "test_smp_itself_is_loud_unless_it_is_told_not_to_be"),
+            reload="smp.from_pretrained(strict=False) drops what it does not know; strict, the default, it raises",
+        ),
         row("PT2E", "test_torch.py", ("train, predict, export", "test_pt2e_leaves_upsamplers_float")),
     ]
 
