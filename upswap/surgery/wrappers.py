@@ -34,8 +34,22 @@ def the_patched(model: nn.Module) -> nn.Module:
     return next(iter(found.values()))
 
 
+def held(model: nn.Module) -> nn.Module:
+    """The model in an object that has none of its own to run, as a YOLO of ultralytics; `model` itself where it is one.
+
+    Such an object defines no forward and has one child.
+    """
+    while type(model).forward is nn.Module.forward and "forward" not in model.__dict__ and len(model._modules) == 1:
+        (child,) = model._modules.values()
+        if child is None:
+            break
+        model = child
+    return model
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model in torch's wrappers (DistributedDataParallel, torch.compile, AveragedModel); `model` itself without any."""
+    """The model in an object that holds it and in torch's wrappers (DistributedDataParallel, torch.compile, AveragedModel)."""
+    model = held(model)
     while (name := _WRAPPED.get(type(model).__module__)) is not None and name in model._modules:
         model = getattr(model, name)
     return model
