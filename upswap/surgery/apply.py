@@ -19,6 +19,7 @@ from ..nn.registry import make_upsampler
 from ..plan.plan import Plan, by_owner
 from ..plan.site import Site, child_of
 from ..probe.snapshot import all_or_nothing
+from .integrations import mark, unmark
 from .rewritten_class import Record, _record_of, rewritten_class
 from .routes.choose import Rewriting
 from .routes.kept_methods import rebind
@@ -51,6 +52,7 @@ def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> 
             step()
         rebind(model.modules())
         model.__dict__[_PLAN] = plan.to_json()
+        mark(model)
 
 
 def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
@@ -147,6 +149,7 @@ def undo(model: nn.Module) -> None:
             _undo_module(model, module)
         rebind(model.modules())
         del model.__dict__[_PLAN]
+        unmark(model)
 
 
 def _undo_module(model: nn.Module, module: nn.Module) -> None:
