@@ -44,7 +44,8 @@ sys.exit(f"imported: {{found}}" if found else 0)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["inspect", "--help"], ["convert", "--help"], ["convert"], []]
+    "arguments",
+    [["--help"], ["--version"], ["inspect", "--help"], ["convert", "--help"], ["yaml", "--help"], ["convert"], []],
 )
 def test_help_and_usage_errors_answer_without_torch(arguments: list[str]) -> None:
     code = """

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ from .surgery.operation import Operation
 from .surgery.options import check_same_options, make_options
 from .surgery.planning import check_model, decide
 from .surgery.replay import check_plan
-from .surgery.wrappers import the_patched
+from .surgery.wrappers import held, the_patched
 from .training.groups import check_can_join, join
 
 M = TypeVar("M", bound=nn.Module)
@@ -61,7 +61,8 @@ def patch(
     keys are added. With `init="match"` dysample computes what the model computed before, until it is trained.
 
     Args:
-        model: any module that runs; left as it was if anything fails.
+        model: any module that runs, or an object that holds one, such as a YOLO of ultralytics; left as it was if anything
+            fails.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `(args, kwargs)`. Left out, a
             batch of one small image is made, with the channels of the model's first convolution.
         upsampler: "dysample", "carafe", one that is registered or in an installed package (docs/upsamplers.md); or a config such
@@ -87,23 +88,23 @@ def patch(
 
     A model that is patched already is given back as it is, with an `UpswapWarning`.
     """
-    check_model(model)
+    host = _held(model)
     if optimizer is not None:
         if not inplace:
             raise OptionError("optimizer= has the parameters of model, and inplace=False patches a copy of it")
         check_can_join(optimizer)
-    if host_config.came_without(model) and not rewrite.is_patched(model):
+    if host_config.came_without(host) and not rewrite.is_patched(host):
         warnings.warn(
-            f"this {type(model).__name__} was loaded without its upsamplers: its config has the plan of a patched model. These "
+            f"this {type(host).__name__} was loaded without its upsamplers: its config has the plan of a patched model. These "
             "are new ones. For the trained ones, upswap.integrations.transformers.enable() before from_pretrained, or "
             "upswap.load(folder)",
             UpswapWarning,
             stacklevel=2,
         )
-    if rewrite.is_patched(model):
-        count = len(rewrite.plan_of(model).swapped)
+    if rewrite.is_patched(host):
+        count = len(rewrite.plan_of(host).swapped)
         warnings.warn(
-            f"this {type(model).__name__} is patched already ({count} upsamplers); nothing was changed. "
+            f"this {type(host).__name__} is patched already ({count} upsamplers); nothing was changed. "
             "upswap.unpatch(model) first to patch it in another way.",
             UpswapWarning,
             stacklevel=2,
@@ -119,15 +120,24 @@ def patch(
             share_layers=share_layers,
             **options,
         )
-        model = cast(M, Operation(model, example_inputs, asked).apply(inplace=inplace))
+        operation = Operation(host, example_inputs, asked)
+        operation.check_swaps()
+        model = model if inplace else copy.deepcopy(model)
+        operation.apply(held(model))
     else:
-        rewritings = check_plan(model, plan)
-        if not inplace:
-            model = copy.deepcopy(model)
-        rewrite.apply(model, plan, rewritings)
+        rewritings = check_plan(host, plan)
+        model = model if inplace else copy.deepcopy(model)
+        rewrite.apply(held(model), plan, rewritings)
     if optimizer is not None:
         join(model, optimizer)
     return model
+
+
+def _held(model: Any) -> nn.Module:
+    """The model that `model` holds, or is; `OptionError` for what cannot be rewritten."""
+    host: nn.Module = held(model) if isinstance(model, nn.Module) else model
+    check_model(host)
+    return host
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -251,10 +261,10 @@ def inspect(model: nn.Module, example_inputs: Any = None, **options: Any) -> Pla
     Raises:
         InputError, FilterError, OptionError: as `patch`.
     """
-    check_model(model)
-    if rewrite.is_patched(model):
-        return rewrite.plan_of(model)
-    return decide(model, example_inputs, make_options(**options)).plan
+    host = _held(model)
+    if rewrite.is_patched(host):
+        return rewrite.plan_of(host)
+    return decide(host, example_inputs, make_options(**options)).plan
 
 
 def unpatch(model: M) -> M:

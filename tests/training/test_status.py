@@ -81,7 +81,10 @@ def test_a_hosts_initialisation_before_training() -> None:
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (lambda m: m.requires_grad_(False), r"is frozen: for p in upswap\.parameters\(model\)"),
+        (
+            lambda m: [p.requires_grad_(False) for p in upswap.parameters(m)],
+            r"is frozen: for p in upswap\.parameters\(model\)",
+        ),
         (lambda m: m[1].offset.weight.data.fill_(float("inf")), "values in offset.weight that are no numbers"),
         (lambda m: m[1].init_pos.fill_(9.0), "another init_pos"),
     ],

@@ -20,6 +20,7 @@ from ..nn.registry import make_upsampler
 from ..plan.plan import Plan, by_owner
 from ..plan.site import Site, child_of
 from ..probe.snapshot import all_or_nothing
+from .integrations import mark, unmark
 from .rewritten_class import Record, _record_of, rewritten_class
 from .routes.choose import Rewriting
 from .routes.kept_methods import rebind
@@ -54,6 +55,7 @@ def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> 
         rebind(model.modules())
         model.__dict__[_PLAN] = plan.to_json()
         host_config.keep(model, plan.to_json())
+        mark(model)
 
 
 def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
@@ -151,6 +153,7 @@ def undo(model: nn.Module) -> None:
         rebind(model.modules())
         del model.__dict__[_PLAN]
         host_config.drop(model)
+        unmark(model)
 
 
 def _undo_module(model: nn.Module, module: nn.Module) -> None:

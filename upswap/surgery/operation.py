@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import nn
@@ -40,13 +39,11 @@ class Operation:
         if not self.plan.swapped:
             raise nothing_to_swap(self.plan)
 
-    def apply(self, *, inplace: bool = True) -> nn.Module:
-        """Carry the plan out on the model, or on a deep copy of it, and give that back; raises as `check_swaps`."""
+    def apply(self, model: nn.Module | None = None) -> None:
+        """Carry the plan out on the model, or on `model`, a copy of it; raises as `check_swaps`."""
         self.check_swaps()
-        if not inplace:
-            self.model = copy.deepcopy(self.model)
+        self.model = self.model if model is None else model
         apply(self.model, self.plan, self._decision.rewritings)
-        return self.model
 
     def compare(self) -> Report:
         """The patched model against what was captured."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torch import nn
 
 from ..errors import OptionError, PlanError
@@ -34,8 +36,27 @@ def the_patched(model: nn.Module) -> nn.Module:
     return next(iter(found.values()))
 
 
+def held(model: nn.Module) -> nn.Module:
+    """The model in an object that has none of its own to run, as a YOLO of ultralytics; `model` itself where it is one.
+
+    Such an object defines no forward and has one child. Torch's wrappers are others: `unwrapped`.
+    """
+    while not _runs(model) and type(model).__module__ not in _WRAPPED and len(model._modules) == 1:
+        (child,) = model._modules.values()
+        if child is None:
+            break
+        model = child
+    return model
+
+
+def _runs(model: nn.Module) -> bool:
+    """Whether a module has a forward; a scripted one's is not to be looked up by its class."""
+    return "forward" in model.__dict__ or inspect.getattr_static(type(model), "forward") is not nn.Module.forward
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model in torch's wrappers (DistributedDataParallel, torch.compile, AveragedModel); `model` itself without any."""
+    """The model in an object that holds it and in torch's wrappers (DistributedDataParallel, torch.compile, AveragedModel)."""
+    model = held(model)
     while (name := _WRAPPED.get(type(model).__module__)) is not None and name in model._modules:
         model = getattr(model, name)
     return model

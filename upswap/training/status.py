@@ -60,18 +60,21 @@ def status(model: nn.Module, optimizer: Any = None, ema: Any = None) -> Status:
     keys = None if ema is None else _keys_of(ema)
     return Status(
         tuple(
-            _row(prefix, path, upsampler, known, keys)
+            _row(prefix, path, upsampler, known, keys, in_training)
             for prefix, patched in patched_models(model).items()
+            for in_training in [any(parameter.requires_grad for parameter in patched.parameters())]
             for path, upsampler in installed(patched)
         )
     )
 
 
-def _row(prefix: str, path: str, upsampler: nn.Module, known: set[int] | None, keys: set[str] | None) -> Row:
+def _row(
+    prefix: str, path: str, upsampler: nn.Module, known: set[int] | None, keys: set[str] | None, in_training: bool
+) -> Row:
     state, problem = _state(upsampler)
     problems = [] if problem is None else [problem]
     trainable = [parameter for parameter in upsampler.parameters() if parameter.requires_grad]
-    if not trainable and any(True for _ in upsampler.parameters()):
+    if in_training and not trainable and any(True for _ in upsampler.parameters()):
         problems.append("is frozen: for p in upswap.parameters(model): p.requires_grad_(True)")
     in_optimizer = None if known is None else all(id(parameter) in known for parameter in trainable)
     if in_optimizer is False:

@@ -23,6 +23,7 @@ from .inspect_ import inspect
 from .output import say, say_json, tell_error
 from .revert import revert
 from .verify import verify
+from .yaml_ import yaml
 from .zoo import zoo
 
 EXIT_CODES = """
@@ -48,6 +49,7 @@ cli.add_command(inspect)
 cli.add_command(convert)
 cli.add_command(verify)
 cli.add_command(revert)
+cli.add_command(yaml)
 cli.add_command(zoo)
 cli.add_command(bench)
 

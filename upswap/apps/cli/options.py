@@ -143,6 +143,11 @@ def model_options(command: _Command) -> _Command:
     return _with(command, [_SOURCE, *_PATCH, weights_options(), *_COMMON])
 
 
+def patching_options(command: _Command) -> _Command:
+    """The options that say what is swapped for what, and at what input size."""
+    return _with(command, _PATCH)
+
+
 def common_options(command: _Command) -> _Command:
     """The options every command has: `trust` and `as_json` are passed on, `--debug` is for `run` alone."""
     return _with(command, _COMMON)

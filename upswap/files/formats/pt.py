@@ -30,6 +30,7 @@ from ..safety.judgement import judged, made_real
 from ..safety.pickle_walks import check_tree
 from ..safety.stand_ins import Blank, Foreign, ForeignError, SafeGlobal
 from .attributes import held_by
+from .envelope import enveloped
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -62,7 +63,7 @@ class _Writer(io.BufferedWriter):
 
 def _pickle(model: nn.Module | dict[str, torch.Tensor], writer: _Writer) -> None:
     try:
-        torch.save(model, writer)
+        torch.save(enveloped(model) if isinstance(model, nn.Module) else model, writer)
     except Exception as error:  # pickling runs the __reduce__ of any object the model holds
         if writer.error is not None:
             raise writer.error from None

@@ -42,6 +42,8 @@ from .value_forms import form_of
 
 #: upswap's own classes that files have; nothing else of it is admitted.
 UPSAMPLERS: tuple[str, ...] = (
+    "upswap.integrations.ultralytics.DySample",
+    "upswap.integrations.ultralytics.Mark",
     "upswap.nn.ByChannels",
     "upswap.nn.CARAFE",
     "upswap.nn.Cascade",

@@ -24,6 +24,7 @@ from ...probe.inputs.inputs import Inputs, as_inputs
 from ...probe.observe import Observation, first_that_runs
 from ...probe.preserve import leaving_no_trace
 from ..apply import is_patched, undo
+from ..wrappers import held
 
 #: The largest difference relative to max|output| that counts as equal, by dtype: float32 as promised, half types their rounding.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -124,6 +125,7 @@ def verify(original: nn.Module, patched: nn.Module, example_inputs: Any = None, 
 
 def capture(model: nn.Module, example_inputs: Any = None, sizes: Any = None) -> Capture:
     """Run `model` and keep what it gives, for `compare`."""
+    model = held(model)
     chosen = list(_chosen(model, example_inputs, sizes))
     for inside in (False, True):
         runs = tuple((inputs, _outputs(model, inputs, inside)) for inputs in chosen)
@@ -145,6 +147,7 @@ def compare(captured: Capture, patched: nn.Module) -> Report:
     A model may make more of the rounding of float32 than the promise allows: boxes decoded by exponentials, maps that a
     norm blows up. Where float32 outputs differ, the model and its original are compared in float64 too, and that tells.
     """
+    patched = held(patched)
     report = _compared(captured, patched)
     if report.ok or any(row.problem for row in report.rows) or not is_patched(patched):
         return report
