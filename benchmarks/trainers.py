@@ -55,6 +55,43 @@ def tools() -> list[Tool]:
     """The matrix."""
     return [
         row(
+            "ultralytics",
+            "test_ultralytics.py",
+            (
+                "train, EMA, checkpoint",
+                "test_a_plain_training_keeps_the_upsamplers_everywhere, test_every_family_and_task",
+            ),
+            ("resume", "test_a_killed_training_goes_on_where_it_stopped"),
+            ("fine-tune again", "test_a_second_fine_tuning_starts_from_the_trained_values"),
+            ("reload, predict, export", "test_best_pt_predicts_validates_and_exports_in_a_fresh_process"),
+            ("reload, predict, export", "test_converted_checkpoints_are_what_yolo_opens"),
+        ),
+        row(
+            "transformers",
+            "test_transformers.py",
+            ("train, checkpoint, resume, fine-tune again, predict", "test_a_plain_trainer"),
+            ("checkpoint", "test_the_best_model_at_the_end"),
+            (
+                "reload",
+                "test_what_save_pretrained_wrote_comes_back_in_every_way, test_every_way_that_upswap_reads_it, "
+                "test_without_the_call_it_is_the_original_which_says_so_when_it_is_patched",
+            ),
+            reload="from_pretrained reports the upsamplers' keys as unexpected, unless integrations.transformers.enable() was called",
+        ),
+        row(
+            "accelerate",
+            "test_accelerate.py",
+            ("train, checkpoint, resume, reload, predict", "test_trained_saved_and_taken_up_again"),
+        ),
+        row(
+            "PEFT",
+            "test_peft.py",
+            ("train, checkpoint, reload, predict", "test_an_adapter_has_the_upsamplers"),
+            ("patched late", "test_without_it_the_first_forward_in_training_says_that_they_are_frozen"),
+            ("reload", "test_an_adapter_file_on_a_base_that_is_not_patched"),
+            reload="PEFT drops an adapter's upsamplers on a base that is not patched",
+        ),
+        row(
             "Lightning",
             "test_lightning.py",
             (

@@ -401,13 +401,13 @@ def test_a_model_with_a_patched_part_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "attribute"),
-    [("OptimizedModule", "_orig_mod"), ("DistributedDataParallel", "module"), ("DataParallel", "module")],
+    ("wrap", "name", "attribute"),
+    [(torch.compile, "OptimizedModule", "_orig_mod"), (nn.DataParallel, "DataParallel", "module")],
 )
-def test_a_wrapped_model_is_refused_with_the_way_to_the_one_inside(name, attribute) -> None:
-    wrapper = type(name, (nn.Module,), {})()
-    assert planning.check_model(wrapper) is None  # a class of that name which wraps nothing
-    setattr(wrapper, attribute, Host())
-    assert refused(wrapper) == (
+def test_a_wrapped_model_is_refused_with_the_way_to_the_one_inside(wrap, name, attribute) -> None:
+    assert refused(wrap(Host())) == (
         f"this model is wrapped in {name}; patch the model inside, model.{attribute}, before it is wrapped"
     )
+    own = type(name, (nn.Module,), {})()
+    setattr(own, attribute, Host())
+    assert planning.check_model(own) is None  # a class of one's own of that name
