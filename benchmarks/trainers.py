@@ -76,7 +76,7 @@ def tools() -> list[Tool]:
                 "test_what_save_pretrained_wrote_comes_back_in_every_way, test_every_way_that_upswap_reads_it, "
                 "test_without_the_call_it_is_the_original_which_says_so_when_it_is_patched",
             ),
-            reload="from_pretrained reports the upsamplers' keys as unexpected, unless integrations.transformers.enable() was called",
+            reload="from_pretrained says that the keys are unexpected, unless integrations.transformers.enable() was called",
         ),
         row(
             "accelerate",
