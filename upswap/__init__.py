@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .plan.plan import Options, Plan
     from .plan.site import KINDS, Site
     from .surgery.checking.verification import Report, capture, compare, verify
-    from .training.groups import freeze_host, param_groups, parameters, upsamplers
+    from .training.groups import add_to_optimizer, freeze_host, param_groups, parameters, upsamplers
     from .training.status import Status, status
     from .training.switch import disabled
 
@@ -67,6 +67,7 @@ __all__ = [
     "UpswapWarning",
     "VerificationError",
     "__version__",
+    "add_to_optimizer",
     "capture",
     "compare",
     "convert",
@@ -103,7 +104,7 @@ _HOMES = {
     "plan.plan": ("Options", "Plan"),
     "plan.site": ("KINDS", "Site"),
     "surgery.checking.verification": ("Report", "capture", "compare", "verify"),
-    "training.groups": ("freeze_host", "param_groups", "parameters", "upsamplers"),
+    "training.groups": ("add_to_optimizer", "freeze_host", "param_groups", "parameters", "upsamplers"),
     "training.status": ("Status", "status"),
     "training.switch": ("disabled",),
 }

@@ -32,7 +32,7 @@ from .surgery.options import check_same_options, make_options
 from .surgery.planning import check_model, decide
 from .surgery.replay import check_plan
 from .surgery.wrappers import held, the_patched
-from .training.groups import check_can_join, join
+from .training.groups import add_to_optimizer, check_can_join
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -92,16 +92,18 @@ def patch(
     if optimizer is not None:
         if not inplace:
             raise OptionError("optimizer= has the parameters of model, and inplace=False patches a copy of it")
-        check_can_join(optimizer)
+        if not rewrite.is_patched(host):
+            check_can_join(model, optimizer)
     if host_config.came_without(host) and not rewrite.is_patched(host):
         warnings.warn(
             f"this {type(host).__name__} was loaded without its upsamplers: its config has the plan of a patched model. These "
-            "are new ones. For the trained ones, upswap.integrations.transformers.enable() before from_pretrained, or "
-            "upswap.load(folder)",
+            "are new ones. For the trained ones, upswap.load(folder); of transformers also, before from_pretrained, "
+            "import upswap.integrations.transformers as t; t.enable()",
             UpswapWarning,
             stacklevel=2,
         )
-    if rewrite.is_patched(host):
+    before = rewrite.is_patched(host)
+    if before:
         count = len(rewrite.plan_of(host).swapped)
         warnings.warn(
             f"this {type(host).__name__} is patched already ({count} upsamplers); nothing was changed. "
@@ -129,7 +131,12 @@ def patch(
         model = model if inplace else copy.deepcopy(model)
         rewrite.apply(held(model), plan, rewritings)
     if optimizer is not None:
-        join(model, optimizer)
+        try:
+            add_to_optimizer(model, optimizer)
+        except Exception:
+            if not before:
+                rewrite.undo(host)
+            raise
     return model
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -127,3 +129,59 @@ def test_a_scheduler_that_exists_is_not_left_behind() -> None:
     assert not upswap.is_patched(model)
     with pytest.raises(upswap.OptionError, match="a copy"):
         upswap.patch(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), inplace=False)
+
+
+def test_named_parameters_stay_named() -> None:
+    model = small()
+    optimizer = torch.optim.AdamW(model.named_parameters())
+    upswap.patch(model, optimizer=optimizer)
+    assert optimizer.param_groups[-1]["param_names"] == ["2.offset.weight", "2.offset.bias"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: torch.optim.LBFGS(model.parameters()), "LBFGS takes one group"),
+        (lambda model: torch.optim.SGD(small().parameters(), lr=1.0), "none of the parameters of this Sequential"),
+    ],
+    ids=["LBFGS", "another model"],
+)
+def test_an_optimiser_that_cannot_take_them_is_told_before_the_patch(make: Any, message: str) -> None:
+    model = small()
+    with pytest.raises(upswap.OptionError, match=message):
+        upswap.patch(model, optimizer=make(model))
+    assert not upswap.is_patched(model)
+
+
+def test_an_optimiser_that_refuses_leaves_the_model_as_it_was() -> None:
+    class Refusing(torch.optim.SGD):
+        def add_param_group(self, group: Any) -> None:
+            if self.param_groups:
+                raise ValueError("one group only")
+            super().add_param_group(group)
+
+    model = small()
+    with pytest.raises(ValueError, match="one group only"):
+        upswap.patch(model, optimizer=Refusing(model.parameters(), lr=1.0))
+    assert not upswap.is_patched(model)
+
+
+def test_a_container_of_patched_models_gives_an_optimiser_what_it_lacks() -> None:
+    both = Lit(upswap.patch(small()), upswap.patch(small()))
+    optimizer = torch.optim.SGD(both.nets[0].parameters(), lr=1.0)
+    assert upswap.add_to_optimizer(both, optimizer) == 2
+    assert upswap.add_to_optimizer(both, optimizer) == 0
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    assert upswap.add_to_optimizer(both, optimizer) == 0
+    assert upswap.status(both, optimizer).ok
+
+
+def test_upsamplers_of_several_are_reset_as_one() -> None:
+    model = upswap.patch(
+        nn.Sequential(nn.Conv2d(3, 32, 3), nn.Upsample(scale_factor=4), nn.Conv2d(32, 2, 1)), cascade=True
+    )
+    for parameter in upswap.parameters(model):
+        parameter.data.fill_(1.0)
+    for module in upswap.upsamplers(model).values():
+        module.reset_parameters()
+    assert {row.state for row in upswap.status(model).rows} == {"as initialised"}

@@ -141,6 +141,47 @@ def test_averaged_weights(average: Callable[[nn.Module], Any]) -> None:
     assert upswap.status(trainer, ema=average(model)).ok
 
 
+def test_an_average_of_one_of_several_is_none_of_the_others() -> None:
+    both = nn.ModuleDict({"one": net(), "two": net()})
+    state = {key: value for key, value in both.state_dict().items() if key.startswith("one.")}
+    found = upswap.status(both, ema=state)
+    assert [row.in_ema for row in found.rows] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("style", ["lp", "pl"])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_what_was_trained_out_of_sight_is_not_lost(make: Any, style: str) -> None:
+    """Gradients of noise leave weights like noise, in compiled code, in eval mode and in averages."""
+    model = upswap.patch(
+        nn.Sequential(nn.Conv2d(3, 64, 3), nn.Upsample(scale_factor=2), nn.Conv2d(64, 4, 1)).eval(),
+        torch.randn(1, 3, 16, 16),
+        style=style,
+    )
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    optimizer = make(upswap.parameters(model), lr=1.0 if make is torch.optim.SGD else 0.01)
+    torch.manual_seed(0)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (model(torch.randn(2, 3, 8, 8)) - torch.randn(2, 4, 12, 12)).square().mean().backward()
+        optimizer.step()
+        average.update_parameters(model)
+        assert upswap.status(model).ok
+    optimizer.zero_grad()
+    assert upswap.status(model).ok
+    assert upswap.status(average).ok
+
+
+def test_weights_of_the_host_alone_explain_no_upsampler() -> None:
+    model = net()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+    host = {key: value for key, value in model.state_dict().items() if "offset" not in key}
+    model.load_state_dict(host, strict=False)
+    assert {row.state for row in upswap.status(model).rows} == {"lost"}
+
+
 def test_what_has_no_averaged_weights() -> None:
     with pytest.raises(upswap.OptionError, match="ema: a SimpleNamespace has neither"):
         upswap.status(net(), ema=types.SimpleNamespace(decay=0.9))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +68,62 @@ def test_all_ways_to_ask_for_a_size() -> None:
             with upswap.disabled(model):
                 assert torch.equal(model(x), original(x))
             assert not torch.allclose(model(x), original(x), atol=1e-3)
+
+
+class Constant(nn.Module):
+    """A call with a constant factor, which the graph route leaves to the upsampler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 64, 3, 2, 1), nn.Conv2d(64, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.interpolate(torch.relu(self.conv(x)), scale_factor=1.5, mode="bilinear")
+        return self.head(nn.functional.interpolate(y, scale_factor=2))
+
+
+def test_a_factor_that_the_call_leaves_to_the_upsampler() -> None:
+    torch.manual_seed(0)
+    original = Constant().eval()
+    model = upswap.patch(copy.deepcopy(original), torch.randn(1, 3, 32, 32))
+    assert {site.route for site in upswap.plan_of(model).swapped} == {"graph"}
+    with torch.no_grad():
+        for parameter in upswap.parameters(model):
+            parameter.add_(0.3)
+        for size in (32, 37):
+            x = torch.randn(2, 3, size, size + 5)
+            with upswap.disabled(model):
+                assert torch.equal(model(x), original(x))
+
+
+def test_overlapping_uses_end_with_the_last() -> None:
+    original, model = unet(), patched(unet())
+    first, second = upswap.disabled(model), upswap.disabled(model)
+    with torch.no_grad():
+        before, expected = model(IMAGES), original(IMAGES)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.equal(model(IMAGES), expected)
+        second.__exit__(None, None, None)
+        assert torch.equal(model(IMAGES), before)
+
+
+def test_copies_and_files_are_not_disabled(tmp_path: Path) -> None:
+    model = patched(unet())
+    with torch.no_grad():
+        before = model(IMAGES)
+        with upswap.disabled(model):
+            copied = copy.deepcopy(model)
+            assert torch.equal(copied(IMAGES), before)
+            for path in ("model.pt", "whole.pt"):
+                with pytest.raises(upswap.SaveError, match=r"outside of upswap\.disabled"):
+                    (upswap.save if path == "model.pt" else torch.save)(model, tmp_path / path)
+            upswap.save(model, tmp_path / "model.safetensors")
+        assert not any("forward" in module.__dict__ for module in copied.modules())
+        assert torch.equal(copied(IMAGES), before)
+        assert torch.equal(upswap.load(tmp_path / "model.safetensors")(IMAGES), before)
+        assert torch.equal(upswap.load(upswap.save(copied, tmp_path / "copied.pt"))(IMAGES), before)
 
 
 def test_a_compiled_model_is_switched_too() -> None:

@@ -1,4 +1,5 @@
 """What other tools' trainers, checkpoints and adapters need so that they keep the upsamplers: a file for each library.
 
-Each imports its library, and is imported by nothing but the user and the command line.
+Each imports its library. `import upswap` imports none of them: the user does, the command line, the library's own entry point, or
+the patch of a model of a library whose trainers need it.
 """

@@ -26,6 +26,13 @@ def _cascade_factors(scale: Sequence[float]) -> list[int]:
     return []
 
 
+def _reset(upsamplers: nn.Module) -> None:
+    for upsampler in upsamplers.children():
+        reset: Any = getattr(upsampler, "reset_parameters", None)  # one of one's own need not have it
+        if reset is not None:
+            reset()
+
+
 class ByChannels(nn.Module):
     """An upsampler for each number of channels that one call, or one layer used at several places, has.
 
@@ -38,6 +45,10 @@ class ByChannels(nn.Module):
         super().__init__()
         for count, upsampler in upsamplers.items():
             self.add_module(str(count), upsampler)
+
+    def reset_parameters(self) -> None:
+        """Initialise each upsampler."""
+        _reset(self)
 
     @leaf
     def forward(self, x: torch.Tensor, size: Sequence[int] | None = None, scale_factor: Any = None) -> torch.Tensor:
@@ -59,6 +70,10 @@ class Cascade(nn.Sequential):
 
     def __init__(self, steps: Any) -> None:
         super().__init__(*steps)
+
+    def reset_parameters(self) -> None:
+        """Initialise each step."""
+        _reset(self)
 
     @leaf
     def forward(self, x: torch.Tensor, size: Sequence[int] | None = None, scale_factor: Any = None) -> torch.Tensor:

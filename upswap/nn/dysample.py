@@ -232,7 +232,8 @@ class DySample(InitialisesItself, nn.Module):
         That is a weight of independent entries that neither `reset_parameters` nor a load put there.
         """
         offset: nn.Module = self.offset  # an nn.Conv2d in files of upswap 0.1
-        weight = values(offset.weight) if isinstance(offset, Projection) and offset.was_changed() else None
+        changed = isinstance(offset, Projection) and offset.was_changed() and not offset.may_be_trained()
+        weight = values(cast(Projection, offset).weight) if changed else None
         if weight is None or self.is_as_initialised() or not is_noise(weight):
             return None
         return (

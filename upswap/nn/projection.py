@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 
+# How often an initialisation writes to a parameter at most, with room: torch's own do so up to five times.
+_MOST_WRITES = 16
+
 # Beside the modules, not in them: no file has it.
 _noted: WeakKeyDictionary[nn.Module, list[tuple[int, int]]] = WeakKeyDictionary()
 
@@ -53,6 +56,13 @@ class Projection(nn.Module):
         """Whether the parameters were written to, or replaced, since their values were known. A step of an optimiser does."""
         return _noted.get(self) != self._versions()
 
+    def may_be_trained(self) -> bool:
+        """Whether the parameters were written to more often than an initialisation does, or are given gradients."""
+        if any(parameter.is_leaf and parameter.grad is not None for parameter in self.parameters()):
+            return True
+        pairs = zip(_noted.get(self, []), self._versions(), strict=False)
+        return any(old[0] == new[0] and new[1] - old[1] > _MOST_WRITES for old, new in pairs)
+
     def _versions(self) -> list[tuple[int, int]]:
         return [(id(parameter), parameter._version) for parameter in self.parameters() if not parameter.is_inference()]
 
@@ -69,9 +79,10 @@ class Projection(nn.Module):
         super().__setstate__(state)
         self.note_values()
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.note_values()
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f"{prefix}weight" in state_dict:
+            self.note_values()
 
     def extra_repr(self) -> str:
         """The channels, for `print(model)`."""

@@ -57,8 +57,8 @@ def watch(upsampler: Any, weight: nn.Parameter, x: Tensor) -> None:
         if not weight.requires_grad and x.requires_grad:
             _say(
                 upsampler,
-                "is frozen while what feeds it is trained. For p in upswap.parameters(model): p.requires_grad_(True) "
-                "lets it train",
+                "is frozen while what feeds it is trained: for p in upswap.parameters(model): p.requires_grad_(True). The "
+                "adapter files of PEFT have it by upswap.integrations.peft.with_upsamplers",
             )
         elif not _is_known_to_wrapper(weight):
             _say(
@@ -66,14 +66,16 @@ def watch(upsampler: Any, weight: nn.Parameter, x: Tensor) -> None:
                 "is not known to the DistributedDataParallel it runs in: each process trains its own, and one of them is saved. "
                 "Patch the model before it is wrapped",
             )
-    seen.count += weight.grad is not None  # as `optimizer.zero_grad()` leaves it that does not know the weight
+    seen.count += (
+        weight.is_leaf and weight.grad is not None
+    )  # as `optimizer.zero_grad()` leaves it that does not know the weight
     if seen.count >= PATIENCE and seen.first is not None:
         same = seen.first.shape == weight.shape and seen.first.device == weight.device
         if same and torch.equal(seen.first, weight.detach().to(seen.first.dtype)):
             _say(
                 upsampler,
                 f"was given gradients over {PATIENCE} forwards in training, and its weights have not changed. An optimiser made "
-                "before the patch does not know them: upswap.patch(model, optimizer=optimizer) adds them, "
+                "before the patch does not know them: upswap.add_to_optimizer(model, optimizer) adds them, "
                 "upswap.param_groups(model, lr) makes the groups of a new one",
             )
         seen.first = None

@@ -88,8 +88,13 @@ def freeze_host(model: M) -> M:
     return model
 
 
-def check_can_join(optimizer: torch.optim.Optimizer) -> None:
-    """`OptionError` where `join` would leave a learning-rate scheduler behind, which counts the groups when it is made."""
+def check_can_join(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """`OptionError` where an optimiser of `model` cannot be given a group: a scheduler counted its groups when it was made."""
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise OptionError(f"the {type(optimizer).__name__} has none of the parameters of this {type(model).__name__}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise OptionError("LBFGS takes one group of parameters: make it after the patch, of model.parameters()")
     if any("initial_lr" in group for group in optimizer.param_groups):
         raise OptionError(
             "a learning-rate scheduler was made for this optimizer already, and would not know the upsamplers' group. "
@@ -97,15 +102,26 @@ def check_can_join(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def join(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def add_to_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Give an optimiser the upsamplers' parameters that it lacks, as a group of its own defaults; how many there were.
 
     The group has no weight decay, as in `param_groups`.
+
+    Args:
+        model: a patched model, or one that holds patched ones.
+        optimizer: one that has parameters of the model.
+
+    Raises:
+        OptionError: the optimiser cannot be given a group: it has a learning-rate scheduler already, is LBFGS, or of another
+            model.
+        PlanError: the model is not patched.
     """
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [parameter for parameter in parameters(model) if id(parameter) not in known]
+    added = {id(parameter) for parameter in parameters(model)} - known
+    missing = [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) in added]
     if missing:
-        check_can_join(optimizer)
+        check_can_join(model, optimizer)
+        named = any("param_names" in group for group in optimizer.param_groups)
         decay = {"weight_decay": 0.0} if "weight_decay" in optimizer.defaults else {}
-        optimizer.add_param_group({"params": missing, **decay})
+        optimizer.add_param_group({"params": missing if named else [parameter for _, parameter in missing], **decay})
     return len(missing)

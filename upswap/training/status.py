@@ -58,34 +58,40 @@ def status(model: nn.Module, optimizer: Any = None, ema: Any = None) -> Status:
     """
     known = None if optimizer is None else _parameters_of(optimizer)
     keys = None if ema is None else _keys_of(ema)
-    return Status(
-        tuple(
-            _row(prefix, path, upsampler, known, keys, in_training)
-            for prefix, patched in patched_models(model).items()
-            for in_training in [any(parameter.requires_grad for parameter in patched.parameters())]
-            for path, upsampler in installed(patched)
-        )
-    )
+    found = patched_models(model)
+    rows: list[Row] = []
+    for prefix, patched in found.items():
+        in_training = any(parameter.requires_grad for parameter in patched.parameters())
+        for inside, upsampler in installed(patched):
+            path = f"{prefix}.{inside}" if prefix else inside
+            # Averages may be of the one patched model, without what holds it.
+            averaged = None if keys is None else _are_in(keys, path if len(found) > 1 else inside, upsampler)
+            rows.append(_row(path, upsampler, known, averaged, in_training))
+    return Status(tuple(rows))
 
 
-def _row(
-    prefix: str, path: str, upsampler: nn.Module, known: set[int] | None, keys: set[str] | None, in_training: bool
-) -> Row:
+def _are_in(keys: set[str], path: str, upsampler: nn.Module) -> bool:
+    return all(_has(keys, f"{path}.{name}") for name in upsampler.state_dict())
+
+
+def _row(path: str, upsampler: nn.Module, known: set[int] | None, in_ema: bool | None, in_training: bool) -> Row:
     state, problem = _state(upsampler)
     problems = [] if problem is None else [problem]
     trainable = [parameter for parameter in upsampler.parameters() if parameter.requires_grad]
     if in_training and not trainable and any(True for _ in upsampler.parameters()):
-        problems.append("is frozen: for p in upswap.parameters(model): p.requires_grad_(True)")
+        problems.append(
+            "is frozen: for p in upswap.parameters(model): p.requires_grad_(True). The adapter files of PEFT have it by "
+            "upswap.integrations.peft.with_upsamplers"
+        )
     in_optimizer = None if known is None else all(id(parameter) in known for parameter in trainable)
     if in_optimizer is False:
         problems.append(
-            "is not in the optimizer: optimizer.add_param_group({'params': [*upswap.parameters(model)]}), or make it after the "
-            "patch, of upswap.param_groups(model, lr)"
+            "is not in the optimizer: upswap.add_to_optimizer(model, optimizer), or make it after the patch, of "
+            "upswap.param_groups(model, lr)"
         )
-    in_ema = None if keys is None else all(_has(keys, f"{path}.{name}") for name in upsampler.state_dict())
     if in_ema is False:
         problems.append("is not in the averaged weights: make them, a copy of the model, after the patch")
-    return Row(f"{prefix}.{path}" if prefix else path, state, bool(trainable), in_optimizer, in_ema, tuple(problems))
+    return Row(path, state, bool(trainable), in_optimizer, in_ema, tuple(problems))
 
 
 def _state(upsampler: nn.Module) -> tuple[State, str | None]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import weakref
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
+from ..errors import SaveError
 from ..nn.sampling.positions import Mapping, Mode
 from ..plan.site import Site
 from ..surgery.apply import original_layer, plan_of
@@ -23,7 +25,9 @@ def disabled(model: M) -> Iterator[M]:
     """Inside, a patched model runs its original resizes: `with upswap.disabled(model): before = model(x)`.
 
     It computes then what `unpatch` would give, with the host's weights as they are. Nothing else of the model changes; training
-    inside reaches the host alone. A model is disabled for the whole process, not for one thread.
+    inside reaches the host alone. A model is disabled for the whole process, not for one thread, until the last of several uses
+    ends. Copies made inside are not disabled, and pickling inside is an error. A backward pass that runs forwards again, as
+    activation checkpointing does, belongs inside too.
 
     Args:
         model: a patched model, or one that holds patched ones: wrapped, compiled, a LightningModule.
@@ -31,26 +35,60 @@ def disabled(model: M) -> Iterator[M]:
     Raises:
         PlanError: the model is not patched.
     """
-    changed: list[tuple[nn.Module, Any]] = []
+    entered: list[_Original] = []
     try:
         for patched in patched_models(model).values():
             for site in plan_of(patched).swapped:
-                upsampler = patched.get_submodule(cast(str, site.module))
-                changed.append((upsampler, upsampler.__dict__.get("forward")))
-                upsampler.__dict__["forward"] = functools.partial(_resize, site, original_layer(upsampler))
+                entered.append(_Original.put(site, patched.get_submodule(cast(str, site.module))))
         yield model
     finally:
-        for upsampler, before in reversed(changed):
-            if before is None:
-                del upsampler.__dict__["forward"]
-            else:
-                upsampler.__dict__["forward"] = before
+        for original in reversed(entered):
+            original.take_out()
 
 
-def _resize(
-    site: Site, layer: nn.Module | None, x: torch.Tensor, size: Any = None, scale_factor: Any = None
-) -> torch.Tensor:
-    """The resize that an upsampler stands for, as its call asks for it; that of its layer where the call asks for nothing."""
-    if layer is not None and size is None and scale_factor is None:
-        return cast(torch.Tensor, layer.forward(x))  # its hooks run for the upsampler
-    return Mapping(cast(Mode, site.mode), site.align_corners).resize(x, size, scale_factor)
+class _Original:
+    """In the place of an upsampler's `forward` while it is disabled: the resize that the upsampler stands for."""
+
+    def __init__(self, site: Site, upsampler: nn.Module) -> None:
+        self._site, self._upsampler = site, upsampler
+        self._layer = original_layer(upsampler)
+        self._before = upsampler.__dict__.get("forward")
+        self._uses = 0
+        self._copies: list[weakref.ref[nn.Module]] = []
+
+    @classmethod
+    def put(cls, site: Site, upsampler: nn.Module) -> _Original:
+        """Disable an upsampler, once more where it is disabled already."""
+        there = upsampler.__dict__.get("forward")
+        original = there if isinstance(there, cls) else cls(site, upsampler)
+        upsampler.__dict__["forward"] = original
+        original._uses += 1
+        return original
+
+    def take_out(self) -> None:
+        """Undo one `put`; the last one gives the upsampler and its copies their own forward back."""
+        self._uses -= 1
+        if self._uses:
+            return
+        for module in (self._upsampler, *(copied for ref in self._copies if (copied := ref()) is not None)):
+            module.__dict__.pop("forward", None)
+        if self._before is not None:
+            self._upsampler.__dict__["forward"] = self._before
+
+    def __call__(self, x: torch.Tensor, size: Any = None, scale_factor: Any = None) -> torch.Tensor:
+        """(N, C, H, W) to `size`, by `scale_factor`, or as the resize before the patch has it where neither is given."""
+        if size is None and scale_factor is None:
+            if self._layer is not None:
+                return cast(torch.Tensor, self._layer.forward(x))  # its hooks run for the upsampler
+            scale_factor = self._site.scale  # which a call on the graph route leaves to the upsampler
+        return Mapping(cast(Mode, self._site.mode), self._site.align_corners).resize(x, size, scale_factor)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied: Any = memo[id(self._upsampler)]
+        self._copies.append(weakref.ref(copied))
+        return MethodType(type(copied).forward, copied)
+
+    def __reduce__(self) -> Any:
+        raise SaveError(
+            "the model is disabled, and would be so in the file for ever: save it outside of upswap.disabled"
+        )
