@@ -39,7 +39,8 @@ def disabled(model: M) -> Iterator[M]:
     try:
         for patched in patched_models(model).values():
             for site in plan_of(patched).swapped:
-                entered.append(_Original.put(site, patched.get_submodule(cast(str, site.module))))
+                original = _Original.put(site, patched.get_submodule(cast(str, site.module)))
+                entered.append(original)
         yield model
     finally:
         for original in reversed(entered):

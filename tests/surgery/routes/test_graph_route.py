@@ -59,6 +59,27 @@ def test_a_straight_forward_takes_the_graph_route() -> None:
     assert type(model).forward.__defaults__ == (2.0,)
 
 
+class Twice(nn.Module):
+    """A resize of what a resize gave, directly and in another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = F.interpolate(F.interpolate(self.first(x), scale_factor=2), scale_factor=1.5, mode="bilinear")
+        return self.last(F.interpolate(x.double().float(), scale_factor=2))
+
+
+def test_a_resize_of_what_a_resize_gave() -> None:
+    original = Twice().eval()
+    model = upswap.patch(copy.deepcopy(original), X)
+    assert [site.route for site in upswap.plan_of(model).swapped] == ["graph"] * 3
+    for x in (X, torch.randn(2, 3, 7, 9)):
+        torch.testing.assert_close(model(x), original(x), rtol=1e-5, atol=1e-5)
+
+
 def test_arguments_keep_their_names() -> None:
     model = NamesOfPython().eval()
     expected = model(X)

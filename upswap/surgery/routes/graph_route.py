@@ -161,6 +161,7 @@ def _call_upsampler(graph: fx.Graph, node: fx.Node, site: Site) -> None:
     positional = (given["input"],) if size is None else (given["input"], size)
     with graph.inserting_before(node):
         call = graph.call_module(child_of(site), positional)
+    call.meta = dict(node.meta)  # the next resize may be of this one's output
     node.replace_all_uses_with(call)
     graph.erase_node(node)
 
