@@ -354,7 +354,9 @@ def test_a_predictor_of_ones_own_is_kept(run: Run) -> None:
     yolo.predict(image, imgsz=96, device="cpu", verbose=False)
     assert type(yolo.predictor) is Own
     assert yolo.predictor is not before
-    assert len(list(yolo.predict(image, True, imgsz=96, device="cpu", verbose=False, predictor=DetectionPredictor))) == 1
+    assert (
+        len(list(yolo.predict(image, True, imgsz=96, device="cpu", verbose=False, predictor=DetectionPredictor))) == 1
+    )
     assert type(yolo.predictor) is DetectionPredictor
 
 

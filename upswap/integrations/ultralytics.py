@@ -73,7 +73,10 @@ def _wrap() -> None:
 def _add_row() -> bool:
     """Whether `DySample` in a YAML is the one here: it is put there unless another is."""
     there = tasks.__dict__.get("DySample", DySample)
-    is_ours = (getattr(there, "__module__", None), getattr(there, "__qualname__", None)) == (__name__, DySample.__qualname__)
+    is_ours = (getattr(there, "__module__", None), getattr(there, "__qualname__", None)) == (
+        __name__,
+        DySample.__qualname__,
+    )
     if is_ours:
         tasks.DySample = DySample
     return is_ours
