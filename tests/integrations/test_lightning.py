@@ -309,6 +309,51 @@ def test_every_trainer_has_it_where_upswap_is_installed(monkeypatch: pytest.Monk
         trainer(tmp_path, 1, *callbacks()).fit(lit, loader())  # beside one of the user's own
 
 
+class Theirs(nn.Module):
+    """Not of upswap, with names of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("init_pos", torch.zeros(1, 8, 1, 1))
+        self.offset = nn.Conv2d(16, 8, 1)
+
+
+def test_what_nobody_asked_upswap_for_goes_on(tmp_path: Path) -> None:
+    def added(epochs: int) -> Any:
+        made = trainer(tmp_path, epochs)
+        made.callbacks = [each for each in made.callbacks if not isinstance(each, UpswapCallback)] + callbacks()
+        return made
+
+    lit = Lit()
+    lit.net.theirs = Theirs()
+    added(1).fit(lit, loader())
+    assert "upswap" not in torch.load(tmp_path / "last.ckpt", weights_only=True)
+    less = Lit()
+    less.strict_loading = False
+    with pytest.warns(upswap.UpswapWarning, match=r"upsamplers at net.theirs, which this Lit has not"):
+        added(1).validate(less, loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert not upswap.is_patched(less)
+    torch.testing.assert_close(output(less), output(lit), rtol=0, atol=0)
+    with pytest.raises(upswap.PlanError, match=r"net.theirs, which this Lit has not"):
+        trainer(tmp_path, 1, *callbacks()).validate(less, loader(), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_plans_in_a_checkpoint_are_carried_out_by_whichever_callback(tmp_path: Path) -> None:
+    lit = outside()
+    trainer(tmp_path).fit(lit, loader())
+    again = trainer(tmp_path)
+    again.callbacks = callbacks()
+    plain = Lit()
+    plain.strict_loading = False
+    again.validate(plain, loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert_kept(plain, lit)
+    other = Lit()
+    upswap.patch(other.net, IMAGES[:1], exclude="up")
+    other.strict_loading = False
+    with pytest.raises(upswap.PlanError, match=r"net.up, which this Lit has not"):
+        again.validate(other, loader(), ckpt_path=tmp_path / "last.ckpt")
+
+
 def test_export_of_a_trained_module(tmp_path: Path) -> None:
     lit = outside()
     trainer(tmp_path).fit(lit, loader())

@@ -68,11 +68,15 @@ def trained() -> Any:
 
 
 def assert_same(got: nn.Module, expected: nn.Module, given: Given = IMAGES) -> None:
-    """The same weights, upsamplers among them, and the same outputs."""
+    """The same weights, upsamplers among them, the same plan and the same outputs."""
+    assert upswap.plan_of(got) == upswap.plan_of(expected)
+    assert_equal_but_for_the_plan(got, expected, given)
+
+
+def assert_equal_but_for_the_plan(got: nn.Module, expected: nn.Module, given: Given = IMAGES) -> None:
     old, new = expected.state_dict(), got.state_dict()
     assert set(new) == set(old)
     assert all(torch.equal(new[name], old[name]) for name in old)
-    assert upswap.plan_of(got) == upswap.plan_of(expected)
     with torch.no_grad():
         assert_close(outputs(got.eval(), given), outputs(expected.eval(), given), tolerance=1e-6)
 
@@ -185,7 +189,7 @@ def test_upsamplers_without_a_plan_are_an_error_that_says_what_to_do(
     with pytest.raises(SourceError, match="name it hf:"):
         upswap.load(folder)
     assert run(["convert", f"hf:{folder}", "--weights", str(folder), "--groups", "2", "-o", out, "--force"]) == 1
-    assert "Give --groups 4" in capsys.readouterr().err
+    assert "Leave out --groups 2" in capsys.readouterr().err  # 4 is the default
 
 
 def test_a_plan_without_upsamplers_is_the_original(tmp_path: Path) -> None:
@@ -271,6 +275,98 @@ def test_the_call_may_be_repeated_and_undone() -> None:
     integration.disable()
     assert vars(transformers.PreTrainedModel)["from_pretrained"] is before
     integration.disable()
+
+
+def test_a_class_derived_from_that_which_was_patched(tmp_path: Path) -> None:
+    model, given = of_the_zoo("upernet-convnext")
+    upswap.patch(model.eval(), given, kinds=("feature", "logits"))  # a resize in the class's own forward too
+    assert any(not site.owner for site in upswap.plan_of(model).swapped)
+    with torch.no_grad():
+        for parameter in upswap.parameters(model):
+            parameter.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "folder")
+
+    class Mine(transformers.UperNetForSemanticSegmentation):
+        pass
+
+    with opted_in():
+        loaded = Mine.from_pretrained(tmp_path / "folder")
+        assert isinstance(loaded, Mine)
+        assert_equal_but_for_the_plan(loaded, model, given)
+        loaded.save_pretrained(tmp_path / "again")
+        assert_same(Mine.from_pretrained(tmp_path / "again"), loaded, given)
+
+
+def test_a_configuration_of_the_users_own(tmp_path: Path) -> None:
+    model, cls = trained(), transformers.SegformerForSemanticSegmentation
+    model.save_pretrained(tmp_path / "folder" / "inner")
+    own = segformer().config
+    own.save_pretrained(tmp_path / "own")
+    with opted_in():
+        for config in (own, str(tmp_path / "own")):
+            assert_same(cls.from_pretrained(tmp_path / "folder" / "inner", config=config), model)
+        assert_same(cls.from_pretrained(tmp_path / "folder", config=own, subfolder="inner"), model)
+        again = transformers.AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "folder" / "inner", config=own)
+        assert_same(again, model)
+        segformer().save_pretrained(tmp_path / "plain")
+        assert not upswap.is_patched(cls.from_pretrained(tmp_path / "plain", config=own))
+    assert not hasattr(own, "upswap_plan")
+    again.save_pretrained(tmp_path / "again")
+    assert_same(upswap.load(tmp_path / "again"), model)
+
+
+def test_a_model_made_of_a_loaded_configuration_has_lost_nothing(tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path / "folder")
+    made = transformers.SegformerForSemanticSegmentation(transformers.AutoConfig.from_pretrained(tmp_path / "folder"))
+    assert upswap.is_patched(upswap.patch(made))
+    loaded = transformers.SegformerForSemanticSegmentation.from_pretrained(tmp_path / "folder")
+    for one in (copy.deepcopy(loaded), loaded.train()):
+        with pytest.warns(UpswapWarning, match="loaded without its upsamplers"):
+            upswap.patch(one)
+
+
+def test_what_others_put_over_the_call_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls, folder = transformers.SegformerForSemanticSegmentation, tmp_path / "folder"
+    trained().save_pretrained(folder)
+    before = vars(transformers.PreTrainedModel)["from_pretrained"]
+    integration.enable()
+    function, calls = vars(transformers.PreTrainedModel)["from_pretrained"].__func__, []
+
+    def others(cls: type, *args: Any, **kwargs: Any) -> Any:
+        calls.append(cls)
+        return function(cls, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(others))
+    assert upswap.is_patched(cls.from_pretrained(folder))
+    integration.disable()
+    assert not upswap.is_patched(cls.from_pretrained(folder))
+    integration.enable()
+    assert upswap.is_patched(cls.from_pretrained(folder))
+    integration.disable()
+    assert len(calls) == 3
+    transformers.PreTrainedModel.from_pretrained = before  # all of it is taken away again
+    integration.enable()
+    assert upswap.is_patched(cls.from_pretrained(folder))
+    integration.disable()
+    assert vars(transformers.PreTrainedModel)["from_pretrained"] is before
+
+
+def test_models_of_one_config_that_are_patched_differently() -> None:
+    first = segformer()
+    second, third = type(first)(first.config), type(first)(first.config)
+    upswap.patch(first)
+    plan = first.config.upswap_plan
+    upswap.patch(second)  # alike
+    with pytest.warns(UpswapWarning, match=r"SegformerFor\w+ had the plan of another patch.*copy.deepcopy\(config\)"):
+        upswap.patch(third, style="pl")
+    assert first.config.upswap_plan == upswap.plan_of(third).to_json() != plan
+    upswap.unpatch(first)
+    assert third.config.upswap_plan == upswap.plan_of(third).to_json()
+    upswap.unpatch(third)
+    assert not hasattr(third.config, "upswap_plan")
+    one, other = (type(first)(copy.deepcopy(first.config)) for _ in range(2))
+    upswap.patch(one)
+    upswap.patch(other, style="pl")
 
 
 # Initialisation -------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 from ultralytics import YOLO
-from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.detect import DetectionPredictor, DetectionTrainer
 
 import upswap
 import yolo as support
@@ -340,6 +340,24 @@ def test_predictions_follow_the_patch(run: Run) -> None:
     predictor = yolo.predictor
     boxes(yolo)
     assert yolo.predictor is predictor  # kept, as ultralytics does
+
+
+def test_a_predictor_of_ones_own_is_kept(run: Run) -> None:
+    class Own(DetectionPredictor):
+        pass
+
+    yolo = YOLO("yolov8n.yaml")
+    image = support.image_in(run.folder)
+    yolo.predict(image, imgsz=96, device="cpu", verbose=False, predictor=Own)
+    before = yolo.predictor
+    upswap.patch(yolo)
+    yolo.predict(image, imgsz=96, device="cpu", verbose=False)
+    assert type(yolo.predictor) is Own
+    assert yolo.predictor is not before
+    assert (
+        len(list(yolo.predict(image, True, imgsz=96, device="cpu", verbose=False, predictor=DetectionPredictor))) == 1
+    )
+    assert type(yolo.predictor) is DetectionPredictor
 
 
 # -- files ----------------------------------------------------------------------------------------------------------------

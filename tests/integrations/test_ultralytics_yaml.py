@@ -140,3 +140,44 @@ def test_a_row_by_itself() -> None:
     assert torch.equal(u.DySample(8)(x), torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
     with pytest.raises(upswap.OptionError, match="style"):
         u.DySample(64, 2, "nearest", {"style": "pq"})
+
+
+def test_a_dysample_of_the_users_own_stays(tmp_path: Path) -> None:
+    code = f"""
+import importlib
+import pytest
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.engine.model import Model
+from ultralytics.nn import tasks
+
+class Theirs(nn.Module):
+    pass
+
+tasks.DySample = Theirs
+import upswap
+upswap.patch(YOLO("yolov8n.yaml"))
+assert tasks.DySample is Theirs
+
+import upswap.integrations.ultralytics as u
+from upswap.integrations.ultralytics_yaml import write
+for use in (u.register, lambda: write("yolov8n.yaml", "out.yaml")):
+    with pytest.raises(upswap.OptionError, match="__main__.Theirs, .* tasks.Other = tasks.DySample; del tasks.DySample"):
+        use()
+assert tasks.DySample is Theirs
+del tasks.DySample
+yolo = YOLO(str(write("yolov8n.yaml", {str(tmp_path / "yolov8n-rows.yaml")!r}).path))
+assert tasks.DySample is u.DySample
+tasks.DySample = Theirs
+with pytest.raises(upswap.OptionError, match="__main__.Theirs"):
+    yolo.train(data="none.yaml")
+
+del tasks.DySample
+before = tasks.BaseModel.load, Model.train, Model.predict
+importlib.reload(u)
+assert (tasks.BaseModel.load, Model.train, Model.predict) == before
+assert tasks.DySample is u.DySample
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out.yaml").exists()

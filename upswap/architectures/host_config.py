@@ -7,9 +7,12 @@ the options that a model was made with; there it passes by names that begin with
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
+
+from ..errors import UpswapWarning
 
 _ENTRY = "upswap_plan"
 _SMP_ENTRY = "_upswap_plan"
@@ -17,27 +20,31 @@ _SMP_ENTRY = "_upswap_plan"
 
 def keep(model: nn.Module, plan: str) -> None:
     """Put the plan of a model, as JSON, into its configuration; nothing where its host keeps none."""
-    options = _options_of(model)
-    config = _config_of(model)
-    if options is not None:
-        options[_SMP_ENTRY] = plan
-    elif config is not None:
-        put(config, plan)
+    place = _place_of(model)
+    if place is None:
+        return
+    entries, entry = place
+    if entries.get(entry, plan) != plan:
+        warnings.warn(
+            f"the config of this {type(model).__name__} had the plan of another patch, and has this one's now. A model with "
+            "the same config object would be saved with a plan that is not its own. Make each of a config of its own, "
+            "Model(copy.deepcopy(config)), before any is patched",
+            UpswapWarning,
+            stacklevel=2,
+        )
+    entries[entry] = plan
 
 
-def drop(model: nn.Module) -> None:
-    """Take the plan of a model out of its configuration again."""
-    options = _options_of(model)
-    if options is not None:
-        options.pop(_SMP_ENTRY, None)
-    config = _config_of(model)
-    if config is not None:
-        vars(config).pop(_ENTRY, None)
+def drop(model: nn.Module, plan: str) -> None:
+    """Take the plan of a model out of its configuration again, unless that has another."""
+    place = _place_of(model)
+    if place is not None and place[0].get(place[1]) == plan:
+        del place[0][place[1]]
 
 
 def put(config: Any, plan: str) -> None:
     """Put a plan into a configuration: as text, in which the host takes no entry for one of its own settings."""
-    setattr(config, _ENTRY, plan)
+    vars(config)[_ENTRY] = plan
 
 
 def kept_in(config: Any) -> str | None:
@@ -49,16 +56,17 @@ def kept_in(config: Any) -> str | None:
 
 def kept_by(model: nn.Module) -> str | None:
     """The plan in the configuration of a model."""
-    config = _options_of(model)
-    config = _config_of(model) if config is None else config
-    return None if config is None else kept_in(config)
+    place = _place_of(model)
+    return None if place is None else kept_in(place[0])
 
 
 def came_without(model: nn.Module) -> bool:
     """Whether the host loaded a model of which its configuration has a plan, and left the upsamplers out."""
-    named = _options_of(model) is not None or bool(getattr(_config_of(model), "name_or_path", ""))
-    loaded = kept_by(model) is not None and named
-    return loaded and not any(parameter.is_meta for parameter in model.parameters())  # on meta it is being built
+    if kept_by(model) is None or any(
+        parameter.is_meta for parameter in model.parameters()
+    ):  # on meta it is being built
+        return False
+    return _options_of(model) is not None or _was_loaded(model)
 
 
 def without_plan(config: Any) -> Any:
@@ -67,10 +75,29 @@ def without_plan(config: Any) -> Any:
     return config
 
 
-def _config_of(model: nn.Module) -> Any:
+def _was_loaded(model: nn.Module) -> bool:
+    """Whether transformers loaded this model, and did not only make it of a configuration that it loaded.
+
+    It marks the parameters that it loads, and gives the model back in evaluation; a copy has no marks.
+    """
+    marked = any(getattr(parameter, "_is_hf_initialized", False) for parameter in model.parameters())
+    return bool(model.__dict__["config"].name_or_path) and (marked or not model.training)
+
+
+def _place_of(model: nn.Module) -> tuple[dict[str, Any], str] | None:
+    """What a model's host keeps beside its weights, and the name of the plan in it; None where it keeps nothing."""
+    for find, entry in ((_options_of, _SMP_ENTRY), (_config_of, _ENTRY)):
+        entries = find(model)
+        if entries is not None:
+            return entries, entry
+    return None
+
+
+def _config_of(model: nn.Module) -> dict[str, Any] | None:
+    """The entries of the configuration of a model of transformers; None for any other."""
     config = model.__dict__.get("config")
     ancestors = {cls.__module__.partition(".")[0] for cls in type(config).__mro__}
-    return config if "transformers" in ancestors else None
+    return vars(config) if "transformers" in ancestors else None
 
 
 def _options_of(model: nn.Module) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from torch import nn
 
 from ..api import is_patched
-from ..errors import OptionError, UpswapWarning
+from ..errors import OptionError, PlanError, UpswapWarning
 from ..training.status import status
 from .kept_plans import KEY, check_taken, patch_like, plans_in
 
@@ -29,24 +29,26 @@ L = TypeVar("L", bound="LightningModule")
 
 
 class UpswapCallback(Callback):
-    """Keeps the upsamplers of a patched LightningModule, or of the patched models in it; of others it does nothing.
+    """Keeps the upsamplers of a patched LightningModule, or of the patched models in it.
 
     Each checkpoint gets the plans. A module that is not patched yet is patched by them where a checkpoint is loaded into it
-    (`ckpt_path=`). Before the first batch it is looked at whether the optimisers and averaged weights (`WeightAveraging`,
-    `StochasticWeightAveraging`) have the upsamplers.
+    (`ckpt_path=`); one without plans leaves it as it is. Before the first batch it is looked at whether the optimisers and
+    averaged weights (`WeightAveraging`, `StochasticWeightAveraging`) have the upsamplers.
 
     Raises:
         OptionError: they have not.
-        PlanError: a checkpoint's upsamplers have no place in the module.
+        PlanError: a checkpoint's upsamplers have no place in the module. A callback that Lightning adds by itself warns where the
+            checkpoint has no plans.
     """
 
     def __init__(self) -> None:
         self._is_checked = False
+        self._is_asked_for = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The module's own hooks, as a callback's comes too late for a load, and not at all with `save_weights_only`."""
         self._is_checked = False
-        _hook(pl_module)
+        _hook(pl_module, self._is_asked_for)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """After every other hook in which a model may have been patched."""
@@ -69,7 +71,9 @@ class UpswapCallback(Callback):
 
 def callbacks() -> list[Callback]:
     """What Lightning adds to every Trainer where upswap is installed, by its entry point `callbacks_factory`."""
-    return [UpswapCallback()]
+    added = UpswapCallback()
+    added._is_asked_for = False
+    return [added]
 
 
 def load_patched(cls: type[L], checkpoint_path: str | Path, **options: Any) -> L:
@@ -88,7 +92,7 @@ def load_patched(cls: type[L], checkpoint_path: str | Path, **options: Any) -> L
 
     def new(_: type, *args: Any, **kwargs: Any) -> L:
         module = cls(*args, **kwargs)
-        _hook(module)
+        _hook(module, is_asked_for=True)
         return module
 
     made = type(cls.__name__, (cls,), {"__new__": new, "__module__": cls.__module__})
@@ -125,15 +129,16 @@ def _check(trainer: Trainer, module: LightningModule) -> None:
         warnings.warn(UpswapWarning(*problems), stacklevel=2)
 
 
-def _hook(module: LightningModule) -> None:
-    for name, function in _HOOKS.items():
-        # Partials, as copies and pickles of the module get ones of their own.
-        module.__dict__.setdefault(name, functools.partial(function, module))
+def _hook(module: LightningModule, is_asked_for: bool) -> None:
+    # Partials, as copies and pickles of the module get ones of their own. The first stays: Lightning's own callback is after
+    # those of the user.
+    module.__dict__.setdefault("on_save_checkpoint", functools.partial(_on_save, module))
+    module.__dict__.setdefault("on_load_checkpoint", functools.partial(_on_load, module, is_asked_for))
 
 
 def _unhook(module: LightningModule) -> None:
-    for name, function in _HOOKS.items():
-        if getattr(module.__dict__.get(name), "func", None) is function:
+    for name in ("on_save_checkpoint", "on_load_checkpoint"):
+        if getattr(module.__dict__.get(name), "func", None) in (_on_save, _on_load):
             del module.__dict__[name]
 
 
@@ -148,10 +153,13 @@ def _add_plans(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = plans
 
 
-def _on_load(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+def _on_load(module: LightningModule, is_asked_for: bool, checkpoint: dict[str, Any]) -> None:
     patch_like(module, checkpoint.get(KEY), "the checkpoint")
-    check_taken(module, checkpoint.get("state_dict", {}), "the checkpoint")
+    try:
+        check_taken(module, checkpoint.get("state_dict", {}), "the checkpoint")
+    except PlanError as error:
+        # What looks like upsamplers may be the user's own, who left them out: nobody asked upswap to stop that.
+        if is_asked_for or KEY in checkpoint:
+            raise
+        warnings.warn(UpswapWarning(*error.args), stacklevel=2)
     type(module).on_load_checkpoint(module, checkpoint)
-
-
-_HOOKS = {"on_save_checkpoint": _on_save, "on_load_checkpoint": _on_load}

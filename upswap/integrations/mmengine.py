@@ -62,7 +62,8 @@ class UpswapHook(Hook):
 def load_patched(model: M, path: str | Path, key: str = "state_dict") -> M:
     """Patch a model by the plans that `UpswapHook` put into a checkpoint, give it the weights there, and give it back.
 
-    The file is read as `upswap.load` reads it: no code from it is run.
+    The file is read as `upswap.load` reads it: no code from it is run. Where it has upsamplers and no plans, the model is patched
+    with the options that their shapes say.
 
     Args:
         model: the model, of the architecture that was trained; what is patched in it already stays.
@@ -71,7 +72,7 @@ def load_patched(model: M, path: str | Path, key: str = "state_dict") -> M:
 
     Raises:
         PlanError: its plan does not fit the model.
-        SourceError: it has no weights of this model, or upsamplers and no plan.
+        SourceError: it has no weights of this model.
     """
     contents = pickled.read(Path(path), ())
     meta = contents.found.get("meta") if isinstance(contents.found, Mapping) else None

@@ -6,6 +6,7 @@ What is written needs no call: the plan of a patched model is in its `config`, s
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import warnings
@@ -14,12 +15,22 @@ from typing import Any
 
 import transformers
 
+from ..architectures import host_config
 from ..errors import UpswapWarning
 from ..files.formats.folder import DESCRIPTION
 from ..files.formats.host_class import patching
 
-#: The method as transformers has it, while another is in its place.
-_theirs: list[Any] = []
+
+@dataclasses.dataclass
+class _Method:
+    """`from_pretrained` as transformers has it, and what is in its place, or beneath what others put over that."""
+
+    theirs: Any
+    ours: Any = None
+    is_on: bool = True
+
+
+_methods: list[_Method] = []
 
 
 def enable() -> None:
@@ -30,13 +41,17 @@ def enable() -> None:
 
     This changes `transformers.PreTrainedModel` for the whole process; `disable` undoes it.
     """
-    if _theirs:
+    there = vars(transformers.PreTrainedModel)["from_pretrained"]
+    if _methods and there is not _methods[0].theirs:
+        _methods[0].is_on = True
         return
-    theirs = vars(transformers.PreTrainedModel)["from_pretrained"]
-    function = theirs.__func__
+    method = _Method(there)
+    function = there.__func__
 
     @functools.wraps(function)
     def from_pretrained(cls: type, source: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not method.is_on:
+            return function(cls, source, *args, **kwargs)
         if isinstance(source, str | os.PathLike) and (Path(source) / DESCRIPTION).is_file():
             warnings.warn(
                 f"{source} was written by upswap.save: transformers reads the original model in it. upswap.load({str(source)!r}) "
@@ -44,13 +59,25 @@ def enable() -> None:
                 UpswapWarning,
                 stacklevel=2,
             )
-        return function(patching(cls), source, *args, **kwargs)
+        plan = None if kwargs.get("config") is None else _plan_in(source, kwargs.get("subfolder") or "")
+        return function(patching(cls, plan=plan), source, *args, **kwargs)
 
-    _theirs.append(theirs)
-    transformers.PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    method.ours = classmethod(from_pretrained)
+    _methods[:] = [method]
+    transformers.PreTrainedModel.from_pretrained = method.ours
 
 
 def disable() -> None:
-    """Undo `enable`: `from_pretrained` leaves upsamplers out again."""
-    if _theirs:
-        transformers.PreTrainedModel.from_pretrained = _theirs.pop()
+    """Undo `enable`: `from_pretrained` leaves upsamplers out again. What others put over it stays."""
+    if _methods and vars(transformers.PreTrainedModel)["from_pretrained"] is _methods[0].ours:
+        transformers.PreTrainedModel.from_pretrained = _methods.pop().theirs
+    elif _methods:
+        _methods[0].is_on = False
+
+
+def _plan_in(source: Any, subfolder: str) -> str | None:
+    """The plan in the configuration of a folder of weights, for which the user gives another configuration."""
+    if not isinstance(source, str | os.PathLike) or not (Path(source) / subfolder / "config.json").is_file():
+        return None
+    entries, _ = transformers.PreTrainedConfig.get_config_dict(source, subfolder=subfolder)
+    return host_config.kept_in(entries)

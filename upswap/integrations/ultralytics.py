@@ -17,10 +17,13 @@ from ultralytics.engine.model import Model
 from ultralytics.nn import tasks
 
 from .. import api
-from ..errors import UpswapError, UpswapWarning
+from ..errors import OptionError, UpswapError, UpswapWarning
 from ..nn import DySample as _DySample
 from ..plan.plan import Plan
 from ..surgery.apply import added_keys, is_patched, plan_of
+
+#: An attribute of the methods that are wrapped.
+_WRAPPED = "_upswap_wrapped"
 
 
 class Mark:
@@ -41,13 +44,42 @@ class DySample(_DySample):
 
 
 def register() -> None:
-    """Let ultralytics keep upsamplers, and know the rows of `upswap yaml`; once is enough, and importing this module does it."""
-    if tasks.__dict__.get("DySample") is DySample:
-        return
-    tasks.DySample = DySample
-    tasks.BaseModel.load = _loading(tasks.BaseModel.load)
-    Model.train = _training(Model.train)
-    Model.predict = _predicting(Model.predict)
+    """Let ultralytics keep upsamplers, and know the rows of `upswap yaml`; once is enough, and importing this module does it.
+
+    Raises:
+        OptionError: ultralytics has a `DySample` of the user's own, which it would build of those rows.
+    """
+    _wrap()
+    if not _add_row():
+        other = tasks.DySample
+        raise OptionError(
+            f"ultralytics would build the rows of upswap as {other.__module__}.{other.__qualname__}, which was put into "
+            "ultralytics.nn.tasks as DySample. Give it another name there and in its YAML: "
+            "tasks.Other = tasks.DySample; del tasks.DySample. Or patch in Python, which needs no rows: "
+            "upswap.patch(YOLO(...))"
+        )
+
+
+def _wrap() -> None:
+    methods = ((tasks.BaseModel, "load", _loading), (Model, "train", _training), (Model, "predict", _predicting))
+    for owner, name, wrapped in methods:
+        original = getattr(owner, name)
+        if not hasattr(original, _WRAPPED):  # as it has where this module is loaded again
+            function = wrapped(original)
+            setattr(function, _WRAPPED, True)
+            setattr(owner, name, function)
+
+
+def _add_row() -> bool:
+    """Whether `DySample` in a YAML is the one here: it is put there unless another is."""
+    there = tasks.__dict__.get("DySample", DySample)
+    is_ours = (getattr(there, "__module__", None), getattr(there, "__qualname__", None)) == (
+        __name__,
+        DySample.__qualname__,
+    )
+    if is_ours:
+        tasks.DySample = DySample
+    return is_ours
 
 
 def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,6 +121,8 @@ def _training(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def train(self: Model, trainer: Any = None, **kwargs: Any) -> Any:
+        if isinstance(self.model, nn.Module) and any(isinstance(module, DySample) for module in self.model.modules()):
+            register()  # the trainer builds the rows anew
         if isinstance(self.model, nn.Module) and is_patched(self.model):
             chosen = trainer or self._smart_load("trainer")
             plan = plan_of(self.model).to_json()
@@ -127,11 +161,12 @@ def _predicting(original: Callable[..., Any]) -> Callable[..., Any]:
     """`YOLO.predict`, which keeps a copy of the model: made anew where the model was patched, or disabled, in between."""
 
     @functools.wraps(original)
-    def predict(self: Model, *args: Any, **kwargs: Any) -> Any:
+    def predict(self: Model, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
         state = _switched(self.model)
         if self.predictor is not None and getattr(self.predictor, "_upswap_state", None) != state:
+            predictor = predictor or type(self.predictor)
             self.predictor = None
-        result = original(self, *args, **kwargs)
+        result = original(self, source, stream, predictor, **kwargs)
         if self.predictor is not None:
             self.predictor._upswap_state = state
         return result
@@ -147,4 +182,5 @@ def _switched(model: Any) -> Any:
     return plan_of(model), disabled
 
 
-register()
+_wrap()
+_add_row()

@@ -140,7 +140,8 @@ def plan_of(model: nn.Module) -> Plan:
 
 def undo(model: nn.Module) -> None:
     """Give a patched model its classes, modules and state-dict keys back; trained weights of the host stay."""
-    for site in plan_of(model).swapped:
+    plan = plan_of(model)
+    for site in plan.swapped:
         owner = model.get_submodule(site.owner)
         if _record_of(owner) is None and _ORIGINAL not in owner.__dict__:
             raise PlanError(
@@ -152,7 +153,7 @@ def undo(model: nn.Module) -> None:
             _undo_module(model, module)
         rebind(model.modules())
         del model.__dict__[_PLAN]
-        host_config.drop(model)
+        host_config.drop(model, plan.to_json())
         unmark(model)
 
 
