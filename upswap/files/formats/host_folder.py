@@ -272,7 +272,7 @@ def _open_transformers(
             model: Any = call(spec, make)
         except SourceError as error:
             if isinstance(error.__cause__, UpswapError):  # of the plan
-                raise error.__cause__ from error
+                raise error.__cause__ from None
             raise
     missing, unexpected = sorted(found.get("missing_keys", ())), sorted(found.get("unexpected_keys", ()))
     if len(unexpected) == len(tensors):
@@ -314,9 +314,11 @@ def _apart(folder: Path = Path()) -> Iterator[None]:
         yield
     except SourceError as error:
         cause: Any = error.__cause__
-        while cause is not None and type(cause).__name__ not in _OFFLINE:
+        seen: set[int] = set()  # causes can go round in a circle
+        while cause is not None and type(cause).__name__ not in _OFFLINE and id(cause) not in seen:
+            seen.add(id(cause))
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if cause is None or id(cause) in seen:
             raise
         raise UntrustedFileError(
             f"{folder / CONFIG} asks for files from elsewhere: {first_line(cause)}. {_BUILD_IT}"
