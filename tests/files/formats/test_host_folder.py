@@ -582,7 +582,12 @@ CHANNELS = {"other_channels": lambda _: [2**24]}
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("changes", "says", "given"),
-    [(NAME, "is refused", False), (NAME, "is refused", True), (CHANNELS, "describes a model", False)],
+    [
+        (NAME, "is refused", False),
+        (NAME, "is refused", True),
+        (CHANNELS, "describes a model", False),
+        (CHANNELS, "describes a model", True),
+    ],
 )
 def test_a_refused_plan_is_told(
     changes: dict[str, Callable[[Any], Any]], says: str, given: bool, tmp_path: Path
@@ -596,7 +601,7 @@ def test_a_refused_plan_is_told(
         upswap.load(folder, like)
     assert memory.megabytes() < 400
     assert transformers.utils.logging.get_verbosity() == level
-    assert huggingface_hub.constants.HF_HUB_OFFLINE == offline
+    assert offline == huggingface_hub.constants.HF_HUB_OFFLINE
     assert like is None or (not upswap.is_patched(like) and set(like.state_dict()) == names)
 
 

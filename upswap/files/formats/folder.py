@@ -118,12 +118,13 @@ def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
     if model is None:
         return check_parts(hub.open_folder(folder), str(folder))
     made = hub.open_folder(folder, model)
+    budget = Budget(made.state_dict(), str(folder))
     patched: list[nn.Module] = []
     try:
         for path, part in made.named_modules():
             mine = model.get_submodule(path) if is_patched(part) else None
             if mine is not None and not is_patched(mine):
-                apply_plan(mine, plan_of(part), contextlib.nullcontext, contextlib.nullcontext)
+                apply_plan(mine, plan_of(part), budget.building, contextlib.nullcontext)
                 patched.append(mine)
         assign(model, made.state_dict(), folder, keep_dtype=True)
     except UpswapError:

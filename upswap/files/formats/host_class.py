@@ -20,14 +20,20 @@ from ...errors import PlanError, UpswapWarning
 from ...surgery.apply import is_patched
 from ...surgery.planning import class_name
 from ...surgery.replay import Within, apply_plan
+from ..safety.memory_limit import Budget
 from .description import checked_plan
 
 
-def patching(cls: Any, running: Within = contextlib.nullcontext) -> Any:
+def patching(
+    cls: Any,
+    budget: Budget | None = None,
+    building: Within = contextlib.nullcontext,
+    running: Within = contextlib.nullcontext,
+) -> Any:
     """A subclass of a model class, whose instances are of `cls` itself, and patched where their configuration has a plan.
 
-    To see that the plan fits, a model is run inside `running`. What is made raises `PlanError` where it does not fit, and
-    `UntrustedFileError` for names that no plan has.
+    It is patched inside `building`, and run inside `running` to see that the plan fits. What is made raises `PlanError` where it
+    does not fit, `UntrustedFileError` for names that no plan has, and `SourceError` for numbers that `budget` does not explain.
     """
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -35,7 +41,7 @@ def patching(cls: Any, running: Within = contextlib.nullcontext) -> Any:
         cls.__init__(self, config, *args, **kwargs)
         # Only what has no values yet is to be on the meta device, which is where transformers makes everything.
         with torch.device("cpu"):
-            patch_as_kept(self, running)
+            patch_as_kept(self, budget, building, running)
 
     namespace = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__init__": __init__}
     made = type(cls)(cls.__name__, (nn.Module,), namespace)
@@ -43,7 +49,7 @@ def patching(cls: Any, running: Within = contextlib.nullcontext) -> Any:
     return made
 
 
-def patch_as_kept(model: nn.Module, running: Within) -> None:
+def patch_as_kept(model: nn.Module, budget: Budget | None, building: Within, running: Within) -> None:
     """Patch a model as its configuration says, in the way of `patching`."""
     text, name = host_config.kept_by(model), type(model).__name__
     if text is None or is_patched(model):  # a class of the user's own may patch what it builds itself
@@ -53,6 +59,8 @@ def patch_as_kept(model: nn.Module, running: Within) -> None:
         plan = checked_plan(json.loads(text), model, path)
     except (ValueError, RecursionError) as error:
         raise PlanError(f"the config.json of {path} has an upswap_plan that is no plan: {error}") from error
+    if budget is not None:
+        budget.check_numbers([(site.channels, site.other_channels) for site in plan.swapped])
     # The configuration of a model is that of its parts too, one of which may be what was patched.
     meant = [module for module in model.modules() if class_name(module) == plan.model_class]
     if len(meant) != 1:
@@ -63,4 +71,4 @@ def patch_as_kept(model: nn.Module, running: Within) -> None:
             stacklevel=2,
         )
         return
-    apply_plan(meant[0], plan, contextlib.nullcontext, running)
+    apply_plan(meant[0], plan, building, running)
