@@ -605,6 +605,22 @@ def test_a_refused_plan_is_told(
     assert like is None or (not upswap.is_patched(like) and set(like.state_dict()) == names)
 
 
+def test_an_error_that_nobody_foresaw_leaves_the_model_that_is_passed_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched(segformer()).save_pretrained(tmp_path / "folder")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr("upswap.files.formats.folder.assign", fail)
+    model = segformer()
+    with pytest.raises((RuntimeError, SourceError), match="unforeseen"):
+        upswap.load(tmp_path / "folder", model)
+    assert not upswap.is_patched(model)
+    assert_same(model, segformer())
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from ...architectures.rebuild import rebuild, rebuilds
 from ...architectures.spec import parse_stored
-from ...errors import SaveError, SourceError, UpswapError
+from ...errors import SaveError, SourceError
 from ...surgery.apply import added_keys, is_patched, plan_of, undo
 from ...surgery.replay import apply_plan
 from .. import atomic
@@ -127,7 +127,7 @@ def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
                 apply_plan(mine, plan_of(part), budget.building, contextlib.nullcontext)
                 patched.append(mine)
         assign(model, made.state_dict(), folder, keep_dtype=True)
-    except UpswapError:
+    except Exception:
         for mine in patched:
             undo(mine)
         raise
