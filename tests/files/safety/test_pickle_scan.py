@@ -135,7 +135,7 @@ def test_records_that_share_their_bytes(saved: dict[str, bytes], tmp_path: Path)
 def test_a_tensor_larger_than_its_storage(saved: dict[str, bytes], tmp_path: Path) -> None:
     data = saved["model/data.pkl"].replace(b"K\x02K\x02\x86", b"J\x00\x00\x00\x40J\x00\x00\x00\x40\x86", 1)
     assert data != saved["model/data.pkl"]
-    with pytest.raises(SourceError, match="damaged"):
+    with pytest.raises(SourceError, match=r"other arguments than torch\.save does"):
         upswap.load(_archive(tmp_path / "model.pt", list({**saved, "model/data.pkl": data}.items())))
 
 
