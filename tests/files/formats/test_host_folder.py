@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import upswap
+from fuzz.guard import Peak
 from invariants import Given, assert_close, outputs
 from models import patched
 from upswap import OptionError, SaveError, SourceError, UntrustedFileError, UpswapError, UpswapWarning
@@ -560,6 +562,63 @@ def test_a_configuration_that_makes_no_model(changes: dict[str, Any], says: str,
     with pytest.raises(SourceError, match=says) as caught:
         open_source(f"hf:{host}")
     assert "\n" not in str(caught.value)
+
+
+def changed_plan(folder: Path, **changes: Callable[[Any], Any]) -> Path:
+    """A folder of transformers of a patched model, in the plan of which a stranger changed entries of the swapped sites."""
+    patched(segformer()).save_pretrained(folder)
+    plan = json.loads(json.loads((folder / "config.json").read_text())["upswap_plan"])
+    for site in plan["sites"]:
+        if site["swap"]:
+            site.update({key: change(site[key]) for key, change in changes.items()})
+    edit(folder / "config.json", upswap_plan=json.dumps(plan))
+    return folder
+
+
+NAME = {"module": lambda name: f"{name}';import os#"}
+CHANNELS = {"other_channels": lambda _: [2**24]}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("changes", "says", "given"),
+    [
+        (NAME, "is refused", False),
+        (NAME, "is refused", True),
+        (CHANNELS, "describes a model", False),
+        (CHANNELS, "describes a model", True),
+    ],
+)
+def test_a_refused_plan_is_told(
+    changes: dict[str, Callable[[Any], Any]], says: str, given: bool, tmp_path: Path
+) -> None:
+    """The error that refuses it is the cause and the consequence of others, which were gone through without end."""
+    folder, like = changed_plan(tmp_path / "folder", **changes), segformer() if given else None
+    names, level = set(segformer().state_dict()), transformers.utils.logging.get_verbosity()
+    offline = huggingface_hub.constants.HF_HUB_OFFLINE
+    memory = Peak()
+    with pytest.raises(SourceError, match=says):
+        upswap.load(folder, like)
+    assert memory.megabytes() < 400
+    assert transformers.utils.logging.get_verbosity() == level
+    assert offline == huggingface_hub.constants.HF_HUB_OFFLINE
+    assert like is None or (not upswap.is_patched(like) and set(like.state_dict()) == names)
+
+
+def test_an_error_that_nobody_foresaw_leaves_the_model_that_is_passed_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched(segformer()).save_pretrained(tmp_path / "folder")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr("upswap.files.formats.folder.assign", fail)
+    model = segformer()
+    with pytest.raises((RuntimeError, SourceError), match="unforeseen"):
+        upswap.load(tmp_path / "folder", model)
+    assert not upswap.is_patched(model)
+    assert_same(model, segformer())
 
 
 def cut(path: Path) -> None:

@@ -135,7 +135,7 @@ def test_records_that_share_their_bytes(saved: dict[str, bytes], tmp_path: Path)
 def test_a_tensor_larger_than_its_storage(saved: dict[str, bytes], tmp_path: Path) -> None:
     data = saved["model/data.pkl"].replace(b"K\x02K\x02\x86", b"J\x00\x00\x00\x40J\x00\x00\x00\x40\x86", 1)
     assert data != saved["model/data.pkl"]
-    with pytest.raises(SourceError, match="damaged"):
+    with pytest.raises(SourceError, match=r"other arguments than torch\.save does"):
         upswap.load(_archive(tmp_path / "model.pt", list({**saved, "model/data.pkl": data}.items())))
 
 
@@ -337,7 +337,30 @@ def _odd() -> dict[str, Any]:
     layout = Call(Global("torch.serialization", "_get_layout"), "torch.sparse_coo")
     indices = tensor(storage("0", 1, "LongStorage"), (1, 10**10), (0, 0))
     instead = {"items": 5, "keys": 5}
+    one, nothing = tensor(storage("0", 1), (1,), (1,)), Call(Global("collections", "OrderedDict"))
+    far, parameter = tensor(storage("0", 997), (250,) * 4, (1,) * 4), "_rebuild_parameter_with_state"
     return {
+        **{
+            f"a tensor whose {key} the file sets": with_attributes({key: value})
+            for key, value in {
+                "real": one,
+                "data": many,
+                "__class__": Global("torch.nn.parameter", "Parameter"),
+                "requires_grad": True,
+                "numel": 1,
+                "_backward_hooks": {},
+                7: 1,
+            }.items()
+        },
+        "a tensor whose slots the file sets": with_attributes((None, {"real": one})),
+        "a tensor whose state is no dict": with_attributes(Call(Global("collections", "OrderedDict"))),
+        "a parameter whose real the file sets": Call(
+            Global("torch._utils", parameter), one, False, nothing, {"real": one}
+        ),
+        "a tensor that overlaps itself": far,
+        "a tensor that overlaps itself, beside a stride of 0": tensor(
+            storage("0", 997), (1, *(250,) * 4), (0, *(1,) * 4)
+        ),
         "a set of a tensor": Call(Global("builtins", "set"), many),
         "a set of the items of a call": Call(Global("builtins", "set"), Call(Global("collections", "deque"))),
         "a Counter of a tensor": Call(Global("collections", "Counter"), many),
@@ -370,6 +393,14 @@ def _odd() -> dict[str, Any]:
         ),
         "a rewritten stand-in": _module(Call(Global("upswap.surgery", "restore"), range_, None, state={"args": 1})),
     }
+
+
+def with_attributes(state: Any) -> Call:
+    """A tensor that torch gives the attributes in a state."""
+    made = tensor(storage("0", 1), (1,), (1,))
+    return Call(
+        Global("torch._tensor", "_rebuild_from_type_v2"), made.function, Global("torch", "Tensor"), made.args, state
+    )
 
 
 def tensor_with_state(state: tuple[Any, ...]) -> Call:
@@ -473,10 +504,15 @@ def test_tensors_of_every_kind_come_back(tmp_path: Path) -> None:
     """What torch.save writes of them is let through."""
     model: Any = nn.Sequential(nn.Conv2d(3, 4, 1))
     model[0].weight.note = ["x"]
+    model.kept = nn.Buffer(torch.ones(2), persistent=False)
+    model.tagged = torch.ones(2)
+    model.tagged.tag = "x"
     for name, buffer in {
         "sparse": torch.eye(3).to_sparse(),
         "compressed": torch.eye(3).to_sparse_csr(),
         "expanded": torch.zeros(1).expand(5, 7),
+        "large": torch.zeros(3, 1).expand(3, 10**6),
+        "windows": torch.arange(100.0).unfold(0, 50, 1),
         "empty": torch.zeros(0, 3),
         "short": torch.zeros(3, dtype=torch.uint16),
         "conjugate": torch.ones(2, dtype=torch.complex64).conj(),
@@ -494,6 +530,10 @@ def test_tensors_of_every_kind_come_back(tmp_path: Path) -> None:
     ]
     got: Any = upswap.load(upswap.save(model, tmp_path / "model.pt"))
     assert got[0].weight.note == ["x"]
+    assert type(got.kept) is type(model.kept)
+    assert (got.kept.persistent, got.tagged.tag) == (False, "x")
+    assert torch.equal(got.windows, model.windows)
+    assert got.large.shape == (3, 10**6)
     assert got.values[:-1] == model.values[:-1]
     assert torch.equal(got.sparse.to_dense(), torch.eye(3))
     assert torch.equal(got.compressed.to_dense(), torch.eye(3))

@@ -21,7 +21,7 @@ from torch import nn
 
 from ...architectures.rebuild import rebuild, rebuilds
 from ...architectures.spec import parse_stored
-from ...errors import SaveError, SourceError, UpswapError
+from ...errors import SaveError, SourceError
 from ...surgery.apply import added_keys, is_patched, plan_of, undo
 from ...surgery.replay import apply_plan
 from .. import atomic
@@ -118,15 +118,16 @@ def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
     if model is None:
         return check_parts(hub.open_folder(folder), str(folder))
     made = hub.open_folder(folder, model)
+    budget = Budget(made.state_dict(), str(folder))
     patched: list[nn.Module] = []
     try:
         for path, part in made.named_modules():
             mine = model.get_submodule(path) if is_patched(part) else None
             if mine is not None and not is_patched(mine):
-                apply_plan(mine, plan_of(part), contextlib.nullcontext, contextlib.nullcontext)
+                apply_plan(mine, plan_of(part), budget.building, contextlib.nullcontext)
                 patched.append(mine)
         assign(model, made.state_dict(), folder, keep_dtype=True)
-    except UpswapError:
+    except Exception:
         for mine in patched:
             undo(mine)
         raise

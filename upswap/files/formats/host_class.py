@@ -22,14 +22,22 @@ from ...plan.plan import Plan
 from ...surgery.apply import is_patched
 from ...surgery.planning import class_name
 from ...surgery.replay import Within, apply_plan
+from ..safety.memory_limit import Budget
 from .description import checked_plan
 
 
-def patching(cls: Any, running: Within = contextlib.nullcontext, plan: str | None = None) -> Any:
+def patching(
+    cls: Any,
+    budget: Budget | None = None,
+    building: Within = contextlib.nullcontext,
+    running: Within = contextlib.nullcontext,
+    plan: str | None = None,
+) -> Any:
     """A subclass of a model class, whose instances are of `cls` itself, and patched where their configuration has a plan.
 
-    `plan` is what is meant where it has none. To see that a plan fits, a model is run inside `running`. What is made raises
-    `PlanError` where it does not fit, and `UntrustedFileError` for names that no plan has.
+    `plan` is what is meant where it has none. It is patched inside `building`, and run inside `running` to see that the plan fits.
+    What is made raises `PlanError` where it does not fit, `UntrustedFileError` for names that no plan has, and `SourceError` for
+    numbers that `budget` does not explain.
     """
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -37,7 +45,7 @@ def patching(cls: Any, running: Within = contextlib.nullcontext, plan: str | Non
         cls.__init__(self, config, *args, **kwargs)
         # Only what has no values yet is to be on the meta device, which is where transformers makes everything.
         with torch.device("cpu"):
-            patch_as_kept(self, running, plan)
+            patch_as_kept(self, budget, building, running, plan)
 
     namespace = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__init__": __init__}
     made = type(cls)(cls.__name__, (nn.Module,), namespace)
@@ -45,7 +53,9 @@ def patching(cls: Any, running: Within = contextlib.nullcontext, plan: str | Non
     return made
 
 
-def patch_as_kept(model: nn.Module, running: Within, plan_beside: str | None = None) -> None:
+def patch_as_kept(
+    model: nn.Module, budget: Budget | None, building: Within, running: Within, plan_beside: str | None = None
+) -> None:
     """Patch a model as its configuration says, or else as `plan_beside` does, in the way of `patching`."""
     text, name = host_config.kept_by(model) or plan_beside, type(model).__name__
     if text is None or is_patched(model):  # a class of the user's own may patch what it builds itself
@@ -55,6 +65,8 @@ def patch_as_kept(model: nn.Module, running: Within, plan_beside: str | None = N
         plan = checked_plan(json.loads(text), model, path)
     except (ValueError, RecursionError) as error:
         raise PlanError(f"the config.json of {path} has an upswap_plan that is no plan: {error}") from error
+    if budget is not None:
+        budget.check_numbers([(site.channels, site.other_channels) for site in plan.swapped])
     # The configuration of a model is that of its parts too, one of which may be what was patched.
     meant = [module for module in model.modules() if class_name(module) == plan.model_class]
     meant = meant or [module for module in model.modules() if _is_a(module, plan.model_class)]
@@ -68,7 +80,7 @@ def patch_as_kept(model: nn.Module, running: Within, plan_beside: str | None = N
         return
     plan = _for_class(plan, class_name(meant[0]))
     host_config.drop(model, text)  # which another upswap may have written in other words
-    apply_plan(meant[0], plan, contextlib.nullcontext, running)
+    apply_plan(meant[0], plan, building, running)
     host_config.keep(model, plan.to_json())
 
 

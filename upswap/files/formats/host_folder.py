@@ -24,6 +24,7 @@ from ...architectures.packages import first_line, import_for
 from ...architectures.spec import Spec
 from ...errors import SourceError, UntrustedFileError, UpswapError, UpswapWarning
 from ...nn.state_dicts import upsamplers_in
+from ...surgery.replay import Within
 from ...surgery.rewritten_class import original_class
 from ..safety.memory_limit import Budget
 from ..safety.time_limit import loading_within_bounds
@@ -104,7 +105,7 @@ def _open_smp(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str
                 _warn(f"{folder} has the plan of a patched model, and no weights of upsamplers: taken for the original")
         elif plan is not None:
             host_config.keep(model, plan)
-            patch_as_kept(model, budget.running)
+            patch_as_kept(model, budget, contextlib.nullcontext, budget.running)  # already inside `building`
         else:
             known = model.state_dict()
             paths = tuple(f"{path}." for path in upsamplers_in(tensors))
@@ -248,8 +249,10 @@ def _open_transformers(
     tensors = read_weights(folder)
     found: dict[str, Any] = {}
     budget = Budget(tensors, str(folder))
-    # What the caller has may take what it takes.
-    building, running = (budget.building, budget.running) if like is None else (contextlib.nullcontext,) * 2
+    # What the caller has may take what it takes; what a plan patches onto it is the folder's, as all of it is without one.
+    unbound: Within = contextlib.nullcontext
+    bounds = (budget.building, unbound, budget.running) if like is None else (unbound, budget.building, unbound)
+    building, patched, running = bounds
     with _apart(folder), building():
         spec, cls, settings = (
             _transformers_class(folder, config, tensors) if like is None else _like(folder, config, like)
@@ -262,7 +265,7 @@ def _open_transformers(
         def make() -> Any:
             # With the tensors instead of the folder: in a folder transformers also looks for adapters, which lead to other
             # folders, and for forms of weights that are pickles.
-            model, info = patching(cls, running).from_pretrained(
+            model, info = patching(cls, budget, patched, running).from_pretrained(
                 None, config=settings, state_dict=tensors, torch_dtype="auto", output_loading_info=True
             )
             found.update(info)
@@ -272,7 +275,7 @@ def _open_transformers(
             model: Any = call(spec, make)
         except SourceError as error:
             if isinstance(error.__cause__, UpswapError):  # of the plan
-                raise error.__cause__ from error
+                raise error.__cause__ from None
             raise
     missing, unexpected = sorted(found.get("missing_keys", ())), sorted(found.get("unexpected_keys", ()))
     if len(unexpected) == len(tensors):
@@ -314,9 +317,11 @@ def _apart(folder: Path = Path()) -> Iterator[None]:
         yield
     except SourceError as error:
         cause: Any = error.__cause__
-        while cause is not None and type(cause).__name__ not in _OFFLINE:
+        seen: set[int] = set()  # causes can go round in a circle
+        while cause is not None and type(cause).__name__ not in _OFFLINE and id(cause) not in seen:
+            seen.add(id(cause))
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if cause is None or id(cause) in seen:
             raise
         raise UntrustedFileError(
             f"{folder / CONFIG} asks for files from elsewhere: {first_line(cause)}. {_BUILD_IT}"

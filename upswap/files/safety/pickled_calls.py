@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+import torch
+
 from ...errors import UntrustedFileError
 
 #: Of what torch itself holds safe, that which pickles of models call.
@@ -111,7 +113,24 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _of_storage(storage: Any = None, offset: Any = None, size: Any = None, stride: Any = None, *_: Any) -> bool:
-    return isinstance(storage, Storage) and type(offset) is int and _are_sizes(size) and _are_sizes(stride)
+    if not (isinstance(storage, Storage) and type(offset) is int and _are_sizes(size) and _are_sizes(stride)):
+        return False
+    # `expand` has strides of 0. Other views of more elements than there are come of `unfold`, and have few.
+    apart = [one for one, step in zip(size.inside, stride.inside, strict=False) if step]
+    return math.prod(apart) <= max(storage.size, _FEW)
+
+
+def _with_state(value: Any = None, *rest: Any) -> bool:
+    return _is_tensor(value) and len(rest) == 3 and _are_attributes(rest[2])
+
+
+def _are_attributes(state: Any) -> bool:
+    """Whether a state gives a tensor attributes of its own alone: torch sets them, and some of its own have code that runs."""
+    parts = state.inside if _is(state, "tuple") else [state]
+    names = [key for part in parts if isinstance(part, Made) for key in part.keys]
+    return all(part is None or _is(part, "dict") for part in parts) and all(
+        type(name) is str and not hasattr(torch.nn.Parameter, name) for name in names
+    )
 
 
 def _sparse(layout: Any = None, parts: Any = None, *more: Any) -> bool:
@@ -119,6 +138,9 @@ def _sparse(layout: Any = None, parts: Any = None, *more: Any) -> bool:
     tensors = [part for part in parts.inside if _is_tensor(part)] if _is(parts, "tuple") else []
     return bool(tensors) and all(map(_is_whole, tensors)) and not more
 
+
+#: As many elements as a view may have that has more than its storage; copying them takes no time.
+_FEW = 2**16
 
 _OF_STORAGE = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
 _TENSORS = frozenset(
@@ -141,18 +163,14 @@ _ARGUMENTS: dict[str, Callable[..., bool]] = {
     "collections.Counter": lambda *items: all(_is(item, "dict") for item in items),
     "collections.OrderedDict": lambda *items: not items,
     "torch.Size": lambda *sizes: all(map(_are_sizes, sizes)),
-    "torch._tensor._rebuild_from_type_v2": lambda function=None, *_: function in _TENSORS,
+    "torch._tensor._rebuild_from_type_v2": lambda function=None, *rest: (
+        function in _TENSORS and len(rest) == 3 and _are_attributes(rest[2])
+    ),
     "torch._utils._rebuild_meta_tensor_no_storage": lambda dtype=None, size=None, stride=None, *_: all(
         _are_sizes(one) for one in (size, stride)
     ),
     "torch._utils._rebuild_sparse_tensor": _sparse,
     **dict.fromkeys(_OF_STORAGE, _of_storage),
-    **dict.fromkeys(
-        (
-            "torch._utils._rebuild_parameter",
-            "torch._utils._rebuild_parameter_with_state",
-            "torch.nn.parameter.Parameter",
-        ),
-        _is_tensor,
-    ),
+    "torch._utils._rebuild_parameter_with_state": _with_state,
+    **dict.fromkeys(("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"), _is_tensor),
 }
