@@ -99,11 +99,11 @@ def _is_tensor(value: Any = None, *_: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether a tensor has memory for each of its elements."""
+    """Whether a tensor has memory for its elements, which `expand` lets several have together; a few need none."""
     if not (isinstance(value, Made) and value.name in _OF_STORAGE):
         return False
     storage, _, size = value.inside[0].inside[:3]
-    return math.prod(size.inside) <= storage.size
+    return math.prod(size.inside) <= max(storage.size, _FEW)
 
 
 def _are_sizes(value: Any) -> bool:
@@ -119,6 +119,9 @@ def _sparse(layout: Any = None, parts: Any = None, *more: Any) -> bool:
     tensors = [part for part in parts.inside if _is_tensor(part)] if _is(parts, "tuple") else []
     return bool(tensors) and all(map(_is_whole, tensors)) and not more
 
+
+#: As many elements as the parts of a sparse tensor may have without memory for each; checking them takes no time.
+_FEW = 2**16
 
 _OF_STORAGE = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
 _TENSORS = frozenset(
