@@ -128,3 +128,19 @@ def test_an_upsampler_is_no_larger_than_its_memory(tmp_path: Path) -> None:
         upswap.load(tmp_path / "w.pt", tiny())
     with pytest.raises(SourceError, match="memory for less"):
         upswap.convert(SPEC, weights=tmp_path / "w.pt", trust="tiny_host", dry_run=True)
+
+
+@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant)")
+@pytest.mark.parametrize("kind", ["meta", "sparse_coo"])
+def test_an_upsampler_has_values(kind: str, tmp_path: Path) -> None:
+    """What is on the meta device, or sparse, has any size in a file of kilobytes, and an upsampler would be made of that size."""
+    state = upswap.patch(tiny(), image()).state_dict()
+    for name, tensor in state.items():
+        if name.startswith("layer.offset."):
+            state[name] = tensor.to("meta") if kind == "meta" else tensor.to_sparse()
+    torch.save({"model": state, "ema": dict(state)}, tmp_path / "w.pt")
+    for source in ({"model": state, "ema": dict(state)}, tmp_path / "w.pt"):
+        for key in (None, "ema"):
+            with pytest.raises(SourceError, match=rf"layer\.offset\.weight .*{kind}.*layer\.offset\.bias"):
+                upswap.load(source, model := tiny(), key=key)
+            assert not upswap.is_patched(model)

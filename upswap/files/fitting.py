@@ -70,6 +70,10 @@ def choose(parts: Mapping[str, Tensors], own: Tensors, key: str | None, path: st
         ways = [way for way in ways if way.removed[:1] == (prefix,)]
     if not ways:
         raise SourceError(f"{path}{_no_fit(looked_at, own, model, prefix)}")
+    odd = {name: found[way.names[name]] for way in ways for found in [parts[way.key]] for name in way.added}
+    problems = [f"{name} {problem}" for name, tensor in odd.items() if (problem := no_memory(tensor))]
+    if problems:
+        raise SourceError(f"{path} does not hold the weights of this {model}: {_listed(problems)}")
     first, *others = ways
     if not all(_same(parts[first.key], first, parts[way.key], way) for way in others):
         raise several(path, {way.label(ways): len(way.names) for way in ways}, "weights")
