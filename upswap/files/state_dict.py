@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,11 +65,16 @@ def assign(
 ) -> None:
     """`load_state_dict`, strict, with one message; `keep_dtype` makes the model take the dtypes of the file.
 
+    Extra state of layers that is no tensor stays as it is.
+
     Raises:
         SourceError: keys or shapes are not those of the model, or tensors have no values; some of each are named. Or a hook of
             the model's own refuses them. The model is as it was.
     """
-    problems = differences(model.state_dict(), tensors)
+    own = model.state_dict()
+    extra = {name for name, value in own.items() if not isinstance(value, torch.Tensor)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in extra}
+    problems = differences({name: tensor for name, tensor in own.items() if name not in extra}, tensors)
     if problems:
         raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {problems}")
     refusals = _refusals(model, tensors)
@@ -82,10 +87,21 @@ def assign(
                 for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
                     if name in tensors and tensors[name].dtype != tensor.dtype:
                         tensor.data = tensor.data.to(tensors[name].dtype)
-            model.load_state_dict(tensors, strict=True)
+            _load(model, tensors, extra)
     except Exception as error:  # a hook of the model's own, or a tensor of a class of its own
         cause = one_line(str(error), 500)
         raise SourceError(f"{path} cannot be loaded into this {type(model).__name__}: {cause}") from error
+
+
+def _load(model: nn.Module, tensors: Mapping[str, torch.Tensor], extra: Collection[str]) -> None:
+    """`load_state_dict`, strict but for the extra state of layers, which is no tensor and stays as it is."""
+    if not extra:
+        model.load_state_dict(tensors, strict=True)
+        return
+    result = model.load_state_dict(tensors, strict=False)
+    lost = [name for names in result or () for name in names if name not in extra]
+    if lost:
+        raise RuntimeError(f"a hook took away or put in {', '.join(lost[:3])}")
 
 
 @contextlib.contextmanager
