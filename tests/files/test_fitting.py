@@ -100,7 +100,7 @@ CASES = {
         "state_dict of 'model', 8 tensors",
     ),
     "twice the same": (lambda m: {"model": m.state_dict(), "best": m.state_dict()}, "state_dict of 'model', 8 tensors"),
-    "a step among them": (lambda m: {**m.state_dict(), "step": 3}, "state_dict, 8 tensors"),
+    "a step among them": (lambda m: {**m.state_dict(), "step": 3}, "state_dict, 8 tensors, left out step"),
 }
 
 

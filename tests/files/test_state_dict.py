@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 import upswap
+from upswap.files.state_dict import assign
 
 
 class Marked(nn.Module):
@@ -65,3 +70,82 @@ def test_a_refused_state_dict_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(upswap.SourceError, match="another base grid"):
         upswap.load(tmp_path / "trained.pt", model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Picky(nn.Module):
+    """Reads its tensors, and refuses them in a hook of its own."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1).half()
+        self.register_buffer("step", torch.zeros(()))
+        self.error = error
+        self.register_load_state_dict_post_hook(self._check)
+
+    @staticmethod
+    def _check(module: Any, _: Any) -> None:
+        if module.error is not None:
+            module.step = torch.ones(())
+            raise module.error
+
+
+def assert_refused(model: nn.Module, load: Callable[[], object], says: str) -> None:
+    before = {name: (tensor, tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
+    with pytest.raises(upswap.SourceError, match=says):
+        load()
+    after = model.state_dict(keep_vars=True)
+    assert [*after] == [*before]
+    for name, (tensor, values) in before.items():
+        assert after[name] is tensor
+        assert tensor.dtype == values.dtype
+        assert torch.equal(tensor, values), name
+
+
+@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant)")
+@pytest.mark.parametrize("kind", ["meta", "sparse", "number"])
+def test_what_cannot_be_copied_is_named_before_anything_is_loaded(kind: str, tmp_path: Path) -> None:
+    state: dict[str, Any] = {name: torch.ones_like(tensor) for name, tensor in Picky().state_dict().items()}
+    odd = torch.zeros(2)
+    state["last.bias"] = {"meta": odd.to("meta"), "sparse": odd.to_sparse(), "number": 1.0}[kind]
+    says = {"meta": "last.bias .*meta device", "sparse": "last.bias .*sparse_coo", "number": r"last\.bias"}[kind]
+    torch.save(state, tmp_path / "w.pt")
+    for source in (state, tmp_path / "w.pt"):
+        model = Picky()
+        assert_refused(model, functools.partial(upswap.load, source, model), says)
+    model = Picky()
+    assert_refused(model, functools.partial(assign, model, state, "w", keep_dtype=True), says)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not mine"), KeyError("not mine")], ids=["RuntimeError", "KeyError"])
+def test_a_hook_that_refuses_leaves_the_model_as_it_was(error: Exception) -> None:
+    """Its values, dtypes and tensors themselves."""
+    state = {name: torch.ones_like(tensor, dtype=torch.float64) for name, tensor in Picky().state_dict().items()}
+    for keep_dtype in (False, True):
+        model = Picky(error)
+        assert_refused(model, functools.partial(assign, model, state, "w", keep_dtype=keep_dtype), "not mine")
+    model = nn.Sequential(nn.LazyConv2d(4, 1), Picky(error))
+    tensors = {f"1.{name}": tensor for name, tensor in state.items()}
+    tensors |= {"0.weight": torch.ones(4, 3, 1, 1), "0.bias": torch.ones(4)}
+    with pytest.raises(upswap.SourceError, match="not mine"):
+        assign(model, tensors, "w")
+    assert is_lazy(model[0].weight)
+    model[1].error = None
+    assign(model, tensors, "w")
+    assert model[0].weight.sum() == 12
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_what_torch_does_not_copy_changes_nothing() -> None:
+    """A quantized tensor has the layout and shape of another."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    state = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    state["1.bias"] = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    assert_refused(model, functools.partial(upswap.load, state, model), r"1\.bias")
+
+
+def test_a_sparse_buffer_is_given_its_own() -> None:
+    model = nn.Conv2d(3, 4, 1)
+    model.register_buffer("table", torch.eye(3).to_sparse())
+    state = {name: 2 * tensor for name, tensor in model.state_dict().items()}
+    upswap.load(state, model)
+    assert torch.equal(model.get_buffer("table").to_dense(), 2 * torch.eye(3))

@@ -128,3 +128,72 @@ def test_an_upsampler_is_no_larger_than_its_memory(tmp_path: Path) -> None:
         upswap.load(tmp_path / "w.pt", tiny())
     with pytest.raises(SourceError, match="memory for less"):
         upswap.convert(SPEC, weights=tmp_path / "w.pt", trust="tiny_host", dry_run=True)
+
+
+@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant)")
+@pytest.mark.parametrize("kind", ["meta", "sparse_coo"])
+def test_an_upsampler_has_values(kind: str, tmp_path: Path) -> None:
+    """What is on the meta device, or sparse, has any size in a file of kilobytes, and an upsampler would be made of that size."""
+    state = upswap.patch(tiny(), image()).state_dict()
+    for name, tensor in state.items():
+        if name.startswith("layer.offset."):
+            state[name] = tensor.to("meta") if kind == "meta" else tensor.to_sparse()
+    torch.save({"model": state, "ema": dict(state)}, tmp_path / "w.pt")
+    for source in ({"model": state, "ema": dict(state)}, tmp_path / "w.pt"):
+        for key in (None, "ema"):
+            with pytest.raises(SourceError, match=rf"layer\.offset\.weight .*{kind}.*layer\.offset\.bias"):
+                upswap.load(source, model := tiny(), key=key)
+            assert not upswap.is_patched(model)
+
+
+class Counting(nn.Module):
+    """A layer with extra state that is no tensor."""
+
+    def __init__(self, seen: int = 0) -> None:
+        super().__init__()
+        self.inner, self.seen = tiny(), seen
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.seen = state["seen"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.inner(x)
+        return made
+
+
+class Writing(Counting):
+    """One that writes its extra state, and does not read it."""
+
+    set_extra_state = nn.Module.set_extra_state
+
+
+@pytest.mark.parametrize("cls", [Counting, Writing])
+def test_extra_state_stands_in_no_way(cls: type[Counting], tmp_path: Path) -> None:
+    trained = cls(seen=5)
+    torch.save({"model": {f"module.{name}": value for name, value in trained.state_dict().items()}}, tmp_path / "w.pt")
+    for source in (trained.state_dict(), tmp_path / "w.pt"):
+        model = cls()
+        upswap.load(source, model)
+        assert torch.equal(model(image()), trained(image()))
+        assert model.seen == 0
+    assert weights_for(cls(), trained.state_dict()).taken == "state_dict, 8 tensors, left out _extra_state"
+    assert weights_for(cls(), tmp_path / "w.pt").taken.endswith("8 tensors, left out module._extra_state")
+    with pytest.raises(SourceError, match=r"missing: inner\.stem\.bias$"):
+        upswap.load({name: value for name, value in trained.state_dict().items() if name != "inner.stem.bias"}, cls())
+    patched = upswap.patch(cls(seen=5), image())
+    torch.save(patched.state_dict(), tmp_path / "patched.pt")
+    model = cls()
+    upswap.load(tmp_path / "patched.pt", model)
+    assert upswap.is_patched(model)
+    assert torch.equal(model(image()), patched(image()))
+
+
+def test_a_hook_that_loses_a_tensor_is_told_of() -> None:
+    """Also where extra state keeps torch from being strict."""
+    model = Counting()
+    model.register_load_state_dict_pre_hook(lambda _, state, *__: state.pop("inner.stem.bias", None))
+    with pytest.raises(SourceError, match=r"inner\.stem\.bias"):
+        upswap.load(Counting().state_dict(), model)

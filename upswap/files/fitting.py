@@ -70,6 +70,10 @@ def choose(parts: Mapping[str, Tensors], own: Tensors, key: str | None, path: st
         ways = [way for way in ways if way.removed[:1] == (prefix,)]
     if not ways:
         raise SourceError(f"{path}{_no_fit(looked_at, own, model, prefix)}")
+    odd = {name: found[way.names[name]] for way in ways for found in [parts[way.key]] for name in way.added}
+    problems = [f"{name} {problem}" for name, tensor in odd.items() if (problem := no_memory(tensor))]
+    if problems:
+        raise SourceError(f"{path} does not hold the weights of this {model}: {_listed(problems)}")
     first, *others = ways
     if not all(_same(parts[first.key], first, parts[way.key], way) for way in others):
         raise several(path, {way.label(ways): len(way.names) for way in ways}, "weights")
@@ -114,7 +118,7 @@ def _whole(key: str, found: Tensors, own: Tensors) -> list[Fit]:
         ways = [
             _way(key, prefix, wrappers, plain, own)
             for prefix, count in counts.items()
-            if count == len(own) and not any(_differ(found[plain[prefix + name]], own[name]) for name in own)
+            if count == len(own) and not any(_difference(found[plain[prefix + name]], own[name]) for name in own)
         ]
         if ways:
             return [way for way in ways if not way.removed] or ways
@@ -180,23 +184,36 @@ def _no_fit(parts: Mapping[str, Tensors], own: Tensors, model: str, prefix: str 
 
 
 def differences(own: Tensors, found: Tensors) -> str:
-    """How the tensors of a file differ from those of a model; empty where names and shapes are the same."""
+    """How the tensors of a file differ from those of a model; empty where those of the file can be copied to the model's."""
     missing = [name for name in own if name not in found]
     unexpected = [name for name in found if name not in own]
-    shapes = [
-        f"{name} is {tuple(found[name].shape)} in the file and {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in found and _differ(found[name], own[name])
-    ]
+    others = [f"{name} {how}" for name in own if name in found and (how := _difference(found[name], own[name]))]
     near = {name: difflib.get_close_matches(name, unexpected, n=1, cutoff=0.8) for name in missing[:_SHOWN]}
     told = [f"{name} (near it in the file: {near[name][0]})" if near.get(name) else name for name in missing]
     groups = [(f"missing: {_listed(told)}", missing), (f"unexpected: {_listed(unexpected)}", unexpected)]
-    return "; ".join([text for text, names in groups if names] + ([_listed(shapes)] if shapes else []))
+    return "; ".join([text for text, names in groups if names] + ([_listed(others)] if others else []))
 
 
 def _listed(texts: list[str]) -> str:
     return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
 
 
-def _differ(found: torch.Tensor, own: torch.Tensor) -> bool:
-    return not is_lazy(own) and found.shape != own.shape
+def _difference(found: torch.Tensor, own: torch.Tensor) -> str | None:
+    """Why a tensor of a file cannot be copied to that of a model, None where it can."""
+    problem = None if is_lazy(own) else no_memory(found, own.layout)
+    if problem is None and not is_lazy(own) and found.shape != own.shape:
+        return f"is {tuple(found.shape)} in the file and {tuple(own.shape)} in the model"
+    return problem
+
+
+def no_memory(tensor: torch.Tensor, layout: torch.layout = torch.strided) -> str | None:
+    """Why a tensor has no values in memory of this layout, None for one that has."""
+    if not isinstance(tensor, torch.Tensor):
+        return f"is a {type(tensor).__name__}, not a tensor"
+    if is_lazy(tensor):
+        return "has no shape yet, which a lazy layer gets from its first input"
+    if tensor.is_meta:
+        return "is on the meta device, where it has no values"
+    if tensor.layout is not layout:
+        return f"has the layout {tensor.layout}, in the place of {layout}"
+    return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from ..errors import SaveError, SourceError
 from ..shown import one_line
 from ..surgery.apply import added_keys, installed
-from .fitting import differences
+from .fitting import differences, no_memory
 
 T = TypeVar("T")
 
@@ -35,9 +36,12 @@ def separated(model: nn.Module, keys: Container[str] | None = None) -> tuple[dic
             raise SaveError(
                 f"the state dict has a {type(tensor).__name__} under {name!r}, which .safetensors cannot hold; use .pt"
             )
-        problem = _no_memory(tensor)
+        problem = no_memory(tensor)
         if problem is not None:
-            raise SaveError(f"{name!r} of the state dict {problem}")
+            advice = (
+                "run the model once" if is_lazy(tensor) else "load its weights first" if tensor.is_meta else "use .pt"
+            )
+            raise SaveError(f"{name!r} of the state dict {problem}; {advice}")
         tensor = tensor.detach()
         place = tensor.untyped_storage().data_ptr()
         marks = (tensor.is_conj(), tensor.is_neg())
@@ -56,41 +60,82 @@ def separated(model: nn.Module, keys: Container[str] | None = None) -> tuple[dic
     return tensors, shared
 
 
-def _no_memory(tensor: torch.Tensor) -> str | None:
-    """Why a tensor has no bytes to be written, None for one that has."""
-    if is_lazy(tensor):
-        return "has no shape yet, which a lazy layer gets from its first input; run the model once"
-    if tensor.is_meta:
-        return "is on the meta device, where it has no values; load the model's weights first"
-    if tensor.layout is not torch.strided:
-        return f"is a tensor of the layout {tensor.layout}, which .safetensors cannot hold; use .pt"
-    return None
-
-
 def assign(
     model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str | Path, *, keep_dtype: bool = False
 ) -> None:
     """`load_state_dict`, strict, with one message; `keep_dtype` makes the model take the dtypes of the file.
 
+    Extra state of layers that is no tensor stays as it is.
+
     Raises:
-        SourceError: keys or shapes are not those of the model; some of each are named. The model is as it was.
+        SourceError: keys or shapes are not those of the model, or tensors have no values; some of each are named. Or a hook of
+            the model's own refuses them. The model is as it was.
     """
-    problems = differences(model.state_dict(), tensors)
+    own = model.state_dict()
+    extra = {name for name, value in own.items() if not isinstance(value, torch.Tensor)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in extra}
+    problems = differences({name: tensor for name, tensor in own.items() if name not in extra}, tensors)
     if problems:
         raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {problems}")
     refusals = _refusals(model, tensors)
     if refusals:
         cause = one_line("; ".join(refusals[:3]), 1000)
         raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {cause}")
-    if keep_dtype:
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name in tensors and tensors[name].dtype != tensor.dtype:
-                tensor.data = tensor.data.to(tensors[name].dtype)
     try:
-        model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:  # a hook of the model's own
+        with _as_it_was(model):
+            if keep_dtype:
+                for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                    if name in tensors and tensors[name].dtype != tensor.dtype:
+                        tensor.data = tensor.data.to(tensors[name].dtype)
+            _load(model, tensors, extra)
+    except Exception as error:  # a hook of the model's own, or a tensor of a class of its own
         cause = one_line(str(error), 500)
         raise SourceError(f"{path} cannot be loaded into this {type(model).__name__}: {cause}") from error
+
+
+def _load(model: nn.Module, tensors: Mapping[str, torch.Tensor], extra: Collection[str]) -> None:
+    """`load_state_dict`, strict but for the extra state of layers, which is no tensor and stays as it is."""
+    if not extra:
+        model.load_state_dict(tensors, strict=True)
+        return
+    result = model.load_state_dict(tensors, strict=False)
+    lost = [name for names in result or () for name in names if name not in extra]
+    if lost:
+        raise RuntimeError(f"a hook took away or put in {', '.join(lost[:3])}")
+
+
+@contextlib.contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Inside, an error leaves the model's tensors as they were.
+
+    Their values are kept in the CPU's memory meanwhile. A copy of the model to load into takes as much, on the model's device.
+    Not every model can be copied.
+    """
+    places = [
+        (module, name, tensor)
+        for module in model.modules()
+        for named in (module.named_parameters, module.named_buffers)
+        for name, tensor in named(recurse=False)
+    ]
+    kept = []
+    for tensor in {id(tensor): tensor for _, _, tensor in places}.values():
+        data = tensor.data
+        values = None if is_lazy(tensor) or tensor.is_meta else data.to("cpu", copy=True)
+        kept.append((tensor, type(tensor), data, values))
+    try:
+        yield
+    except BaseException:
+        for tensor, cls, data, values in kept:
+            if type(tensor) is not cls:  # a lazy one, which loading made real
+                tensor.__class__ = cls
+            tensor.data = data
+            if values is not None:
+                with contextlib.suppress(RuntimeError):  # what cannot be written to, as an expanded one, was not
+                    data.copy_(values)
+        for module, name, tensor in places:
+            if getattr(module, name, None) is not tensor:
+                setattr(module, name, tensor)
+        raise
 
 
 def assign_upsamplers(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:

@@ -92,14 +92,14 @@ def weights_for(
         SourceError: the file holds no weights, or they are not those of this model; the keys that differ are named. Or
             several could be meant, and their keys are listed.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items() if name not in without}
+    own = {name: tensor for name, tensor in _tensors(model.state_dict()).items() if name not in without}
     kind = type(model).__name__
     if isinstance(source, Mapping):
-        parts = dict(_state_dicts(source))
-        if not parts:
+        found = dict(_state_dicts(source))
+        if not found:
             raise SourceError(f"{_IN_MEMORY} has no tensors in it")
-        way = choose(parts, own, key, _IN_MEMORY, kind)
-        return _taken(way, parts[way.key], _IN_MEMORY, "state_dict")
+        way = choose({part: _tensors(values) for part, values in found.items()}, own, key, _IN_MEMORY, kind)
+        return _taken(way, found[way.key], _IN_MEMORY, "state_dict", found[way.key])
     path = Path(source)
     trust = (trust,) if isinstance(trust, str) else tuple(trust)
     if os.path.isdir(path):
@@ -123,16 +123,20 @@ def weights_for(
         if not weights:
             raise contents.nothing()
         way = choose(weights, own, key, path, kind)
-        is_model = contents.is_model(way.key)
-        return _taken(way, contents.state_dict(way.key), path, "model" if is_model else "state_dict")
+        what = "model" if contents.is_model(way.key) else "state_dict"
+        return _taken(way, contents.state_dict(way.key), path, what, contents.names(way.key))
 
 
-def _state_dicts(value: Mapping[Any, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+def _tensors(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Without what layers keep among them as their extra state."""
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def _state_dicts(value: Mapping[Any, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
     """The state dicts in a dict of a training loop, with the keys that lead to each; as `pt.Contents` finds them in a file."""
     named = {name: found for name, found in value.items() if isinstance(name, str)}
-    tensors = {name: found for name, found in named.items() if isinstance(found, torch.Tensor)}
-    if 2 * len(tensors) > len(value):
-        yield ".".join(keys), tensors
+    if 2 * len(_tensors(named)) > len(value):
+        yield ".".join(keys), named
     elif len(keys) < _MOST_KEYS:
         for name, found in named.items():
             inner = found.state_dict() if isinstance(found, nn.Module) else found
@@ -149,7 +153,10 @@ def plan_alone(path: str | Path) -> Plan | None:
     return Plan.from_dict(header.get("plan", {})) if alone.is_alone(header) else None
 
 
-def _taken(way: Fit, tensors: Mapping[str, torch.Tensor], path: str | Path, what: str) -> Weights:
+def _taken(
+    way: Fit, tensors: Mapping[str, torch.Tensor], path: str | Path, what: str, entries: Iterable[str] = ()
+) -> Weights:
+    """The weights that a way takes of those under its key, where `entries` stand."""
     names = {name: old for name, old in way.names.items() if old in tensors}
     for name in way.added:  # their sides are counted to, and no model says how large they may be
         tensor = tensors.get(way.names[name])
@@ -158,9 +165,11 @@ def _taken(way: Fit, tensors: Mapping[str, torch.Tensor], path: str | Path, what
     parts = [f"{what} of {way.key!r}" if way.key else what]
     parts += [f"prefix {prefix!r} removed" for prefix in way.removed]
     parts.append(f"{len(names)} tensors")
-    if way.outside:
-        more = f" and {len(way.outside) - 3} more" if len(way.outside) > 3 else ""
-        parts.append(f"left out {', '.join(way.outside[:3])}{more}")
+    known = {*way.names.values(), *way.outside}
+    left = (*way.outside, *(name for name in entries if name not in known))
+    if left:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        parts.append(f"left out {', '.join(left[:3])}{more}")
     return Weights({name: tensors[old] for name, old in names.items()}, way.added, path, ", ".join(parts))
 
 

@@ -510,6 +510,7 @@ def test_tensors_of_every_kind_come_back(tmp_path: Path) -> None:
     for name, buffer in {
         "sparse": torch.eye(3).to_sparse(),
         "compressed": torch.eye(3).to_sparse_csr(),
+        "diagonal": torch.sparse_coo_tensor(torch.arange(3).expand(2, 3), torch.ones(1).expand(3), (3, 3)),
         "expanded": torch.zeros(1).expand(5, 7),
         "large": torch.zeros(3, 1).expand(3, 10**6),
         "windows": torch.arange(100.0).unfold(0, 50, 1),
@@ -537,5 +538,6 @@ def test_tensors_of_every_kind_come_back(tmp_path: Path) -> None:
     assert got.values[:-1] == model.values[:-1]
     assert torch.equal(got.sparse.to_dense(), torch.eye(3))
     assert torch.equal(got.compressed.to_dense(), torch.eye(3))
+    assert torch.equal(got.diagonal.to_dense(), torch.eye(3))
     assert got.conjugate.is_conj()
     assert got.expanded.shape == (5, 7)

@@ -167,6 +167,11 @@ class Contents:
         # The methods of the type: a file can give an OrderedDict attributes in their place.
         return {name: value for name, value in type(part).items(part) if _is_tensor(value)}
 
+    def names(self, key: str) -> list[str]:
+        """Those of all that stands in a state dict, or of the tensors of a model."""
+        part = self._parts[key]
+        return [*self.tensors(key)] if _is_model(part) else [*type(part).keys(part)]
+
     def odd_names(self) -> list[str]:
         """In a line, the classes in the file that are not admitted; nothing where all are."""
         names = ", ".join(self._foreign.names[:3])

@@ -101,11 +101,11 @@ def _is_tensor(value: Any = None, *_: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether a tensor has memory for each of its elements."""
+    """Whether a tensor has memory for its elements, which `expand` lets several have together; a few need none."""
     if not (isinstance(value, Made) and value.name in _OF_STORAGE):
         return False
     storage, _, size = value.inside[0].inside[:3]
-    return math.prod(size.inside) <= storage.size
+    return math.prod(size.inside) <= max(storage.size, _FEW)
 
 
 def _are_sizes(value: Any) -> bool:
@@ -139,7 +139,7 @@ def _sparse(layout: Any = None, parts: Any = None, *more: Any) -> bool:
     return bool(tensors) and all(map(_is_whole, tensors)) and not more
 
 
-#: As many elements as a view may have that has more than its storage; copying them takes no time.
+#: As many elements as a view, or the parts of a sparse tensor, may have without memory for each: going through them takes no time.
 _FEW = 2**16
 
 _OF_STORAGE = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
