@@ -36,8 +36,8 @@ def patching(
     """A subclass of a model class, whose instances are of `cls` itself, and patched where their configuration has a plan.
 
     `plan` is what is meant where it has none. It is patched inside `building`, and run inside `running` to see that the plan
-    fits. What is made raises `PlanError` where it does not fit, `UntrustedFileError` for names that no plan has, and `SourceError` for
-    numbers that `budget` does not explain.
+    fits. What is made raises `PlanError` where it does not fit, `UntrustedFileError` for names that no plan has, and
+    `SourceError` for numbers that `budget` does not explain.
     """
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:

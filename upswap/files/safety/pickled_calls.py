@@ -139,7 +139,7 @@ def _sparse(layout: Any = None, parts: Any = None, *more: Any) -> bool:
     return bool(tensors) and all(map(_is_whole, tensors)) and not more
 
 
-#: As many elements as a view, or the parts of a sparse tensor, may have without memory for each: going through them takes no time.
+#: As many elements as a view, or the parts of a sparse tensor, may have without memory for each: they take no time.
 _FEW = 2**16
 
 _OF_STORAGE = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
