@@ -38,6 +38,8 @@ _HARMLESS = (
     "ctypes.cdata",
     "ctypes.addressof",
 )
+#: What torch opens to see whether there is a GPU.
+_GPU = ("libnvidia-ml.so.1",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Watch:
         elif event in ("compile", "exec"):
             if not self._own_code(sys._getframe(1), isinstance(args[0], str | bytes)):
                 self._note(f"{event} of {str(args[0])[:80]}")
-        elif event.startswith(_ACTS) and event not in _HARMLESS:
+        elif event.startswith(_ACTS) and event not in _HARMLESS and not (event == "ctypes.dlopen" and args == _GPU):
             self._note(f"{event} {str(args)[:80]}")
 
     def _note(self, what: str) -> None:
