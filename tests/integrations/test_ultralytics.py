@@ -391,7 +391,7 @@ def test_converted_checkpoints_are_what_yolo_opens(run: Run, tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=() if name == "yolo26n-seg" else pytest.mark.slow) for name in support.MODELS
+    pytest.param(name, marks=pytest.mark.slow) for name in support.MODELS
 ])  # fmt: skip
 def test_every_family_and_task(name: str, tmp_path: Path) -> None:
     yolo = upswap.patch(YOLO(f"{name}.yaml"))
@@ -417,6 +417,7 @@ def test_a_classifier_resizes_nothing() -> None:
 # -- the page -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "integrations" / "ultralytics.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

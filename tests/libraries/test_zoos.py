@@ -14,11 +14,12 @@ import pytest
 import invariants
 from zoos.case import Case
 
-#: More than about ten seconds, with a shallower model among the others whose sites are the same.
+#: More than about ten seconds, with a cheaper model among the others whose sites are the same.
 SLOW = {
     "smp-panoptic_fpn-resnet101",
     "torchvision-fasterrcnn_resnet50_fpn",
     "torchvision-maskrcnn_resnet50_fpn",
+    "torchvision-retinanet_resnet18_fpn",
     "transformers-depth-anything-small",
     "transformers-segformer-b1",
 }

@@ -138,7 +138,7 @@ def test_a_dask_cluster_with_room_for_one_model_does_the_work(place: Path) -> No
         assert "1 models: 1 converted" in out
 
 
-@pytest.mark.parametrize("authentication", ["disabled", "token"])
+@pytest.mark.parametrize("authentication", [pytest.param("disabled", marks=pytest.mark.slow), "token"])
 def test_ray(authentication: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = tuple(map(int, pytest.importorskip("ray").__version__.split(".")[:2]))
     if authentication == "token" and release < (2, 52):
