@@ -58,6 +58,7 @@ WITHOUT = {
 
 #: Mirrors that stand for more than one file.
 SHARED: dict[str, str] = {
+    "files/formats/host_class.py": "files/formats/test_host_folder.py",
     "files/safety/pickle_walks.py": "files/safety/test_pickle_scan.py",
     "files/safety/pickled_calls.py": "files/safety/test_pickle_scan.py",
     "nn/sampling/triton_kernels.py": "nn/sampling/test_triton.py",
