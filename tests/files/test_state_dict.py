@@ -101,7 +101,7 @@ def assert_refused(model: nn.Module, load: Callable[[], object], says: str) -> N
         assert torch.equal(tensor, values), name
 
 
-@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant)")
+@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant)")  # torch says so
 @pytest.mark.parametrize("kind", ["meta", "sparse", "number"])
 def test_what_cannot_be_copied_is_named_before_anything_is_loaded(kind: str, tmp_path: Path) -> None:
     state: dict[str, Any] = {name: torch.ones_like(tensor) for name, tensor in Picky().state_dict().items()}
@@ -134,7 +134,7 @@ def test_a_hook_that_refuses_leaves_the_model_as_it_was(error: Exception) -> Non
     assert model[0].weight.sum() == 12
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # is deprecated; models still have such tensors
 def test_what_torch_does_not_copy_changes_nothing() -> None:
     """A quantized tensor has the layout and shape of another."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))

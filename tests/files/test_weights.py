@@ -130,7 +130,7 @@ def test_an_upsampler_is_no_larger_than_its_memory(tmp_path: Path) -> None:
         upswap.convert(SPEC, weights=tmp_path / "w.pt", trust="tiny_host", dry_run=True)
 
 
-@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant)")
+@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant)")  # torch says so
 @pytest.mark.parametrize("kind", ["meta", "sparse_coo"])
 def test_an_upsampler_has_values(kind: str, tmp_path: Path) -> None:
     """What is on the meta device, or sparse, has any size in a file of kilobytes, and an upsampler would be made of that size."""

@@ -107,7 +107,7 @@ def test_compressed_records_are_refused_before_they_are_opened(saved: dict[str, 
     assert memory.megabytes() < 100
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.filterwarnings("ignore:Duplicate name")  # of zipfile: it is what the file is to have
 def test_two_records_of_one_name(saved: dict[str, bytes], tmp_path: Path) -> None:
     path = _archive(tmp_path / "two.pt", [*saved.items(), ("model/data.pkl", b"\x80\x02N.")])
     with pytest.raises(SourceError, match="several records of one name"):
@@ -499,7 +499,7 @@ def test_a_number_that_is_no_plain_one_is_counted_to_as_well(place: str, tmp_pat
         model._buffers.pop("num_layers", None)
 
 
-@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant|Sparse CSR)")
+@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant|Sparse CSR)")  # torch says so
 def test_tensors_of_every_kind_come_back(tmp_path: Path) -> None:
     """What torch.save writes of them is let through."""
     model: Any = nn.Sequential(nn.Conv2d(3, 4, 1))
