@@ -109,21 +109,32 @@ def test_overlapping_uses_end_with_the_last() -> None:
         assert torch.equal(model(IMAGES), before)
 
 
-def test_copies_and_files_are_not_disabled(tmp_path: Path) -> None:
+def test_copies_are_disabled_as_long(tmp_path: Path) -> None:
+    original, model = unet(), patched(unet())
+    with torch.no_grad():
+        before, expected = model(IMAGES), original(IMAGES)
+        with upswap.disabled(model):
+            copied = copy.deepcopy(copy.deepcopy(model))
+            with upswap.disabled(copied):
+                assert torch.equal(copied(IMAGES), expected)
+            assert torch.equal(copied(IMAGES), expected)
+            for parameter in upswap.parameters(model):
+                parameter.zero_()  # a copy has weights of its own
+        assert not any("forward" in module.__dict__ for module in copied.modules())
+        assert torch.equal(copied(IMAGES), before)
+        assert torch.equal(upswap.load(upswap.save(copied, tmp_path / "copied.pt"))(IMAGES), before)
+
+
+def test_files_are_not_disabled(tmp_path: Path) -> None:
     model = patched(unet())
     with torch.no_grad():
         before = model(IMAGES)
         with upswap.disabled(model):
-            copied = copy.deepcopy(model)
-            assert torch.equal(copied(IMAGES), before)
             for path in ("model.pt", "whole.pt"):
                 with pytest.raises(upswap.SaveError, match=r"outside of upswap\.disabled"):
                     (upswap.save if path == "model.pt" else torch.save)(model, tmp_path / path)
             upswap.save(model, tmp_path / "model.safetensors")
-        assert not any("forward" in module.__dict__ for module in copied.modules())
-        assert torch.equal(copied(IMAGES), before)
         assert torch.equal(upswap.load(tmp_path / "model.safetensors")(IMAGES), before)
-        assert torch.equal(upswap.load(upswap.save(copied, tmp_path / "copied.pt"))(IMAGES), before)
 
 
 def test_a_compiled_model_is_switched_too() -> None:

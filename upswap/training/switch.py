@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Iterator
-from types import MethodType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -26,8 +26,8 @@ def disabled(model: M) -> Iterator[M]:
 
     It computes then what `unpatch` would give, with the host's weights as they are. Nothing else of the model changes; training
     inside reaches the host alone. A model is disabled for the whole process, not for one thread, until the last of several uses
-    ends. Copies made inside are not disabled, and pickling inside is an error. A backward pass that runs forwards again, as
-    activation checkpointing does, belongs inside too.
+    ends. A copy made inside, as a predictor makes one, is disabled for as long. Pickling inside is an error. A backward pass that
+    runs forwards again, as activation checkpointing does, belongs inside too.
 
     Args:
         model: a patched model, or one that holds patched ones: wrapped, compiled, a LightningModule.
@@ -50,10 +50,9 @@ def disabled(model: M) -> Iterator[M]:
 class _Original:
     """In the place of an upsampler's `forward` while it is disabled: the resize that the upsampler stands for."""
 
-    def __init__(self, site: Site, upsampler: nn.Module) -> None:
+    def __init__(self, site: Site, upsampler: nn.Module, layer: nn.Module | None, before: Any) -> None:
         self._site, self._upsampler = site, upsampler
-        self._layer = original_layer(upsampler)
-        self._before = upsampler.__dict__.get("forward")
+        self._layer, self._before = layer, before
         self._uses = 0
         self._copies: list[weakref.ref[nn.Module]] = []
 
@@ -61,7 +60,7 @@ class _Original:
     def put(cls, site: Site, upsampler: nn.Module) -> _Original:
         """Disable an upsampler, once more where it is disabled already."""
         there = upsampler.__dict__.get("forward")
-        original = there if isinstance(there, cls) else cls(site, upsampler)
+        original = there if isinstance(there, cls) else cls(site, upsampler, original_layer(upsampler), there)
         upsampler.__dict__["forward"] = original
         original._uses += 1
         return original
@@ -71,10 +70,13 @@ class _Original:
         self._uses -= 1
         if self._uses:
             return
-        for module in (self._upsampler, *(copied for ref in self._copies if (copied := ref()) is not None)):
-            module.__dict__.pop("forward", None)
+        self._upsampler.__dict__.pop("forward", None)
         if self._before is not None:
             self._upsampler.__dict__["forward"] = self._before
+        for ref in self._copies:
+            twin = copied.__dict__.get("forward") if (copied := ref()) is not None else None
+            if isinstance(twin, _Original):
+                twin.take_out()
 
     def __call__(self, x: torch.Tensor, size: Any = None, scale_factor: Any = None) -> torch.Tensor:
         """(N, C, H, W) to `size`, by `scale_factor`, or as the resize before the patch has it where neither is given."""
@@ -85,9 +87,11 @@ class _Original:
         return Mapping(cast(Mode, self._site.mode), self._site.align_corners).resize(x, size, scale_factor)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied: Any = memo[id(self._upsampler)]
-        self._copies.append(weakref.ref(copied))
-        return MethodType(type(copied).forward, copied)
+        """Of the copied upsampler, until this one is taken out."""
+        twin = _Original(self._site, memo[id(self._upsampler)], *copy.deepcopy((self._layer, self._before), memo))
+        twin._uses = 1
+        self._copies.append(weakref.ref(twin._upsampler))
+        return twin
 
     def __reduce__(self) -> Any:
         raise SaveError(
