@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         unpatch,
     )
     from .errors import (
+        ExportError,
         FilterError,
         InputError,
         NothingToSwapError,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
         UpswapWarning,
         VerificationError,
     )
+    from .export.export import Exported, export_onnx
+    from .export.exportable import exportable
     from .files.checkpoint import load, save
     from .nn.configs import DySampleConfig
     from .nn.dysample import DySample
@@ -48,6 +51,8 @@ __all__ = [
     "Conversion",
     "DySample",
     "DySampleConfig",
+    "ExportError",
+    "Exported",
     "FilterError",
     "InputError",
     "NothingToSwapError",
@@ -72,6 +77,8 @@ __all__ = [
     "compare",
     "convert",
     "disabled",
+    "export_onnx",
+    "exportable",
     "freeze_host",
     "inspect",
     "is_patched",
@@ -99,6 +106,8 @@ _HOMES = {
         "plan_of",
         "unpatch",
     ),
+    "export.export": ("Exported", "export_onnx"),
+    "export.exportable": ("exportable",),
     "files.checkpoint": ("load", "save"),
     "nn": ("DySample", "DySampleConfig", "register_upsampler"),
     "plan.plan": ("Options", "Plan"),

@@ -74,6 +74,10 @@ class SaveError(UpswapError):
     """A file cannot be written."""
 
 
+class ExportError(UpswapError):
+    """A model cannot be exported, or its file does not compute what the model does."""
+
+
 class VerificationError(UpswapError):
     """The patched model does not compute what the original computed."""
 

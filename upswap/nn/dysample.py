@@ -26,7 +26,8 @@ from .sampling import positions as sampling
 from .sampling.autograd import is_exporting, plain_functions_wanted
 from .sampling.pointwise import pointwise
 from .sampling.positions import Mapping, Mode, Pair, Ratio, Reading, Scheme
-from .sampling.sampler import upsample
+from .sampling.sampler import points, upsample
+from .sampling.samplers import GRIDSAMPLE
 from .scripted import dysample_forward
 from .tracing import leaf, scripted_as
 from .watch import is_noise, values, watch
@@ -91,6 +92,8 @@ class DySample(InitialisesItself, nn.Module):
         init_pos: Tensor
     #: Its own resizing is no call of the model it stands in (`probe/resize_calls.py`).
     is_upsampler = True
+    #: How the map is read; `upswap.exportable` chooses another one for runtimes that lack GridSample.
+    sampler = GRIDSAMPLE
     __jit_unused_properties__ = ("base", "_is_hf_initialized")  # TorchScript compiles properties too
 
     def __init__(
@@ -285,6 +288,16 @@ class DySample(InitialisesItself, nn.Module):
 
     def _upsample(self, x: Tensor, size: Pair, factors: Ratio | None) -> Tensor:
         """Sample `x` (B, C, H, W) at `size`, computing in full precision throughout."""
+        reading = self._reading(x, size, factors)
+        dense = x.is_contiguous() or layout.is_channels_last(x)  # of other layouts widening would make one of these
+        if x.device.type == "cpu" and dense and not torch.is_grad_enabled() and not plain_functions_wanted():
+            # Widened once, for the convolutions and for reading; a backward pass would then keep what is widened. A trace must
+            # not depend on whether there will be one: `torch.jit.trace` checks itself with gradients on and off.
+            wide = x.to(sampling.compute_dtype(x.dtype))
+            return upsample(wide, self._field(wide), reading).to(x.dtype)
+        return upsample(x, self._field(x), reading)
+
+    def _reading(self, x: Tensor, size: Pair, factors: Ratio | None) -> Reading:
         scheme = Scheme(
             self.groups, self.offset_scale, self.scope is not None, self.base, torch.compiler.is_compiling()
         )
@@ -296,14 +309,36 @@ class DySample(InitialisesItself, nn.Module):
             exact = (vertical * x.shape[2], horizontal * x.shape[3])
             if factors == self.scale or (factors is None and sampling.known_equal(size, exact)):
                 init_pos = self.init_pos
-        reading = Reading(size, factors, scheme, init_pos)
-        dense = x.is_contiguous() or layout.is_channels_last(x)  # of other layouts widening would make one of these
-        if x.device.type == "cpu" and dense and not torch.is_grad_enabled() and not plain_functions_wanted():
-            # Widened once, for the convolutions and for reading; a backward pass would then keep what is widened. A trace must
-            # not depend on whether there will be one: `torch.jit.trace` checks itself with gradients on and off.
-            wide = x.to(sampling.compute_dtype(x.dtype))
-            return upsample(wide, self._field(wide), reading).to(x.dtype)
-        return upsample(x, self._field(x), reading)
+        return Reading(size, factors, scheme, init_pos, self.sampler)
+
+    def points(
+        self,
+        x: Tensor,
+        size: int | Sequence[int] | None = None,
+        scale_factor: float | Sequence[float] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Where a call with the same arguments reads `x`, in source pixels, before the border clamps it.
+
+        Args:
+            x: (B, C, H, W), floating point.
+            size: the output's (h, w), or one int for both.
+            scale_factor: one factor, or (vertical, horizontal).
+
+        Returns:
+            Rows and columns, (B, groups, h, w) each: float32, or float64 for a float64 input.
+
+        Raises:
+            ShapeError: `x` is not what the module was built for.
+            OptionError: the target is smaller than the input, where no point is read.
+        """
+        self._check_input(x)
+        shape, factors, smaller = target(x, size, scale_factor, self.scale)
+        if smaller:
+            raise OptionError(
+                f"{shape} is smaller than the input {tuple(x.shape[2:])}: the original resize computes that"
+            )
+        rows, columns = points(x, self._field(x), self._reading(x, shape, factors))
+        return rows, columns
 
     def _reads_init_pos(self) -> bool:
         """Whether `init_pos` says what the base grid is: it exists, and is not the constant 0 of the nearest family."""

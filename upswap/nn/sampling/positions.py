@@ -33,6 +33,7 @@ from torch import Tensor
 
 from .autograd import is_exporting, plain_functions_wanted
 from .memory_format import is_channels_last
+from .samplers import GRIDSAMPLE, Sampler
 
 Mode = Literal["nearest", "nearest-exact", "area", "bilinear", "bicubic"]
 Pair = tuple[int, int]
@@ -110,6 +111,8 @@ class Reading(NamedTuple):
     """How the field is to be read."""
     init_pos: Tensor | None = None
     """The module's buffer, where its values are to be used and not the formula."""
+    sampler: Sampler = GRIDSAMPLE
+    """How the map is read at its positions."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

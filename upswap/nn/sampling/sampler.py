@@ -24,6 +24,7 @@ from . import triton_launch
 from .autograd import differentiable_once, is_exporting, plain_functions_wanted
 from .cpu_gather import gather, prefers
 from .positions import Mapping, Pair, Reading, Scheme
+from .samplers import Points, read
 
 _BORDER = 1  # grid_sampler's number for padding_mode="border"
 _KERNELS = {"bilinear": 0, "bicubic": 2}  # and for the interpolation
@@ -45,6 +46,8 @@ def upsample(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
     Returns:
         (B, C, h, w), of x's dtype and memory format.
     """
+    if reading.sampler.name != "gridsample":
+        return _read_otherwise(x, field, reading)
     if triton_launch.wanted(x) and not is_exporting() and _is_resized(field, reading):
         # The kernels take a field of the target's own size.
         field, reading = _at_target(field, reading)
@@ -85,14 +88,29 @@ def _grid(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
     return grid.flatten(0, 1).permute(0, 2, 3, 1)
 
 
-def _plain_grid(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
-    """The same for whoever converts the graph: no tensor of more than four dimensions, and sizes in scalar arithmetic alone."""
+def points(x: Tensor, field: Tensor, reading: Reading) -> Points:
+    """Where `x` is read, in source pixels, before the border clamps it: (B, G, h, w) of each axis.
+
+    For whoever converts the graph there is no tensor of more than four dimensions, and sizes in scalar arithmetic alone.
+    """
     rows, columns = _base(x, reading, normal=False)
     groups, gain = reading.scheme.groups, reading.scheme.gain
     offsets = _offsets(field, reading)
-    horizontal = sampling.normalised(offsets[:, :groups] * gain + columns, x.shape[3])
-    vertical = sampling.normalised(offsets[:, groups:] * gain + rows.unsqueeze(1), x.shape[2])
+    return Points(offsets[:, groups:] * gain + rows.unsqueeze(1), offsets[:, :groups] * gain + columns)
+
+
+def _plain_grid(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
+    """`_grid` of plain torch functions."""
+    rows, columns = points(x, field, reading)
+    horizontal, vertical = sampling.normalised(columns, x.shape[3]), sampling.normalised(rows, x.shape[2])
     return torch.stack((horizontal.flatten(0, 1), vertical.flatten(0, 1)), dim=-1)
+
+
+def _read_otherwise(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
+    """`upsample` by a sampler that is not torch's."""
+    full = x.to(sampling.compute_dtype(x.dtype)).contiguous()
+    out = read(full, points(full, field, reading), reading.scheme.mapping.kernel, reading.sampler).to(x.dtype)
+    return out.contiguous(memory_format=torch.channels_last) if layout.is_channels_last(x) else out
 
 
 def _read(x: Tensor, grid: Tensor, scheme: Scheme, *, plain: bool = False) -> Tensor:
@@ -147,7 +165,7 @@ def _backward(
     of_x_too: bool,
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of `x` and of the field, whose H and W are `predicted`; the field's own values matter with a scope."""
-    size, _, scheme, _ = reading
+    size, scheme = reading.size, reading.scheme
     dtype = sampling.compute_dtype(x.dtype)
     batch, channels, height, width = x.shape
     parts = _parts(x, scheme, _ROW_WRITTEN)
@@ -200,7 +218,7 @@ def _backward_of_field(
 
 def _base(x: Tensor, reading: Reading, *, normal: bool) -> tuple[Tensor, Tensor]:
     """Positions the resize itself reads, (h,) and (w,): in source pixels, or `normal`, as `grid_sample` takes them."""
-    size, factors, scheme, init_pos = reading
+    size, factors, scheme, init_pos, _ = reading
     dtype = sampling.compute_dtype(x.dtype)
     if init_pos is not None:
         per_pixel = init_pos.to(dtype).view(2, scheme.groups, *scheme.cells)[:, 0]

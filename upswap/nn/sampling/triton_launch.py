@@ -36,7 +36,7 @@ def _has_triton() -> bool:
 
 def usable(x: Tensor, field: Tensor, reading: Reading) -> bool:
     """Whether `forward` and `backward` here compute this call; elsewhere torch's functions have to."""
-    size, factors, scheme, init_pos = reading
+    size, factors, scheme, init_pos, _ = reading
     if not wanted(x) or init_pos is not None:
         return False
     if (scheme.cells[0] * field.shape[2], scheme.cells[1] * field.shape[3]) != tuple(size):

@@ -1,0 +1,188 @@
+"""The ONNX graph: made, its coordinates named, made smaller or less precise around them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .flat import Flat
+
+if TYPE_CHECKING:
+    import onnx
+
+_DYNAMIC, _AUTO = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
+
+#: In the names of what must stay float32 in any other precision.
+COORDINATES, READING = "upswap/coords", "upswap/read"
+
+
+def to_onnx(flat: Flat, tensors: Sequence[Tensor], opset: int, *, dynamic: bool) -> onnx.ModelProto:
+    """The graph of a model, with batch and image sizes open where `dynamic` is set and the model's code lets them be.
+
+    Raises what torch's exporter raises.
+    """
+    failure: Exception | None = None
+    for openness in (_DYNAMIC, _AUTO) if dynamic else (None,):
+        shapes = None if openness is None else (tuple(dimensions(tensor, openness) for tensor in tensors),)
+        try:
+            with quiet():
+                program = torch.onnx.export(
+                    flat,
+                    tuple(tensors),
+                    dynamo=True,
+                    opset_version=opset,
+                    dynamic_shapes=shapes,
+                    input_names=flat.input_names,
+                    output_names=flat.output_names,
+                    verbose=False,
+                )
+        except Exception as error:  # noqa: BLE001 - with sizes that are not all open it may go on
+            failure = failure or error
+            continue
+        assert program is not None
+        made: onnx.ModelProto = program.model_proto
+        return made
+    assert failure is not None
+    raise failure
+
+
+def dimensions(tensor: Tensor, openness: Any = _DYNAMIC) -> dict[int, Any]:
+    """What may differ from call to call: the batch, and the sides of an image."""
+    if tensor.dim() < 3:
+        return {0: _AUTO} if tensor.dim() else {}
+    sides = (tensor.dim() - 2, tensor.dim() - 1)
+    return {axis: openness for axis in ((0, *sides) if tensor.dim() >= 4 else sides)}
+
+
+def open_sizes(graph: onnx.ModelProto) -> list[list[int | str]]:
+    """The shape of each input, with a name for what is open."""
+    return [
+        [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.graph.input
+    ]
+
+
+def name_coordinates(graph: onnx.ModelProto, paths: Iterable[str]) -> list[str]:
+    """Rename the nodes of the upsamplers at `paths`: what computes coordinates and what reads by them; gives all these names.
+
+    The names are `PATH/upswap/coords/...` and `PATH/upswap/read/...`: those stay as long as the upsampler does.
+    """
+    wanted = {f"model.{path}" if path else "model": path for path in paths}
+    inside: dict[str, list[Any]] = {}
+    for node in graph.graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
+        scope = next((scope for scope in wanted if repr(scope) in scopes), None)
+        if scope is not None:
+            inside.setdefault(wanted[scope], []).append(node)
+    named = []
+    for path, nodes in inside.items():
+        reading = _reading(nodes)
+        counts: dict[str, int] = {}
+        for node in nodes:
+            kind = f"{path or 'model'}/{READING if id(node) in reading else COORDINATES}/{node.op_type}"
+            node.name = f"{kind}_{counts.setdefault(kind, 0)}"
+            counts[kind] += 1
+            named.append(node.name)
+    return named
+
+
+def _reading(nodes: Sequence[Any]) -> set[int]:
+    """Which nodes of an upsampler carry the map itself: from where it is read to the end."""
+    readers = {"GridSample", "GatherElements", "Gather"}
+    used = {name for node in nodes for name in node.input}
+    ends = deque(name for node in nodes for name in node.output if name not in used)
+    made_by = {name: node for node in nodes for name in node.output}
+    found: set[int] = set()
+    while ends:
+        node = made_by.get(ends.popleft())
+        if node is None or id(node) in found:
+            continue
+        found.add(id(node))
+        if node.op_type not in readers:
+            ends.extend(name for name in node.input if _comes_from_reader(name, made_by, readers))
+    return found
+
+
+def _comes_from_reader(name: str, made_by: dict[str, Any], readers: set[str]) -> bool:
+    waiting, seen = [name], set()
+    while waiting:
+        node = made_by.get(waiting.pop())
+        if node is None or id(node) in seen or node.op_type == "Shape":
+            continue
+        if node.op_type in readers:
+            return True
+        seen.add(id(node))
+        waiting.extend(node.input)
+    return False
+
+
+def simplified(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """By onnxslim."""
+    import onnxslim
+
+    with quiet():
+        made: onnx.ModelProto = onnxslim.slim(graph)
+    return made
+
+
+def in_half(graph: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
+    """In float16, inputs and outputs and the nodes named `kept` in float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    made: onnx.ModelProto = convert_float_to_float16(graph, keep_io_types=True, node_block_list=list(kept))
+    return made
+
+
+def in_int8(graph: onnx.ModelProto, kept: Iterable[str], batches: Sequence[Sequence[Tensor]]) -> onnx.ModelProto:
+    """Quantised by static ranges seen on `batches`, as QDQ nodes; the nodes named `kept` stay float32."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    names = [value.name for value in graph.graph.input]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(batches)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: x.numpy() for name, x in zip(names, batch, strict=True)}
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        before, ready, after = (str(Path(folder, f"{name}.onnx")) for name in ("before", "ready", "after"))
+        onnx.save(graph, before)
+        quant_pre_process(before, ready, skip_symbolic_shape=True)
+        present = {node.name for node in onnx.load(ready).graph.node}
+        quantize_static(
+            ready,
+            after,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            nodes_to_exclude=[name for name in kept if name in present],
+        )
+        made: onnx.ModelProto = onnx.load(after)
+    return made
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters print and warn for themselves."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

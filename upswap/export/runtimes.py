@@ -1,0 +1,166 @@
+"""Writing the files of runtimes, and running them: a function each, which alone names the runtime's packages."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .flat import Flat
+from .graph import quiet
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+#: Runs a file on the input tensors.
+Run = Callable[[Sequence[Tensor]], list["np.ndarray[Any, Any]"]]
+
+
+def run_onnx(graph: onnx.ModelProto) -> Run:
+    """By onnxruntime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return lambda tensors: session.run(None, dict(zip(names, _numpy(tensors), strict=False)))
+
+
+def write_openvino(graph: onnx.ModelProto, folder: Path, *, half: bool) -> list[Path]:
+    """An .xml and its .bin."""
+    import onnx
+    import openvino
+
+    with tempfile.TemporaryDirectory() as temporary:
+        source = Path(temporary, "model.onnx")
+        onnx.save(graph, str(source))
+        openvino.save_model(openvino.convert_model(source), folder / "model.xml", compress_to_fp16=half)
+    return [folder / "model.bin", folder / "model.xml"]
+
+
+def run_openvino(file: Path) -> Run:
+    """On the CPU, in float32."""
+    import openvino
+
+    model = openvino.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda tensors: [model(_numpy(tensors))[output] for output in model.outputs]
+
+
+def write_torch_export(flat: Flat, tensors: Sequence[Tensor], shapes: Any, folder: Path) -> list[Path]:
+    """A .pt2, as `torch.export.load` reads it."""
+    with quiet():
+        program = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes)
+        torch.export.save(program, folder / "model.pt2")
+    return [folder / "model.pt2"]
+
+
+def run_torch_export(file: Path) -> Run:
+    """By torch."""
+    with quiet():
+        model = torch.export.load(file).module()
+    return lambda tensors: [tensor.detach().numpy() for tensor in model(*tensors)]
+
+
+def write_litert(flat: Flat, tensors: Sequence[Tensor], folder: Path) -> list[Path]:
+    """A .tflite."""
+    import litert_torch
+
+    with quiet():
+        litert_torch.convert(flat, tuple(tensors)).export(str(folder / "model.tflite"))
+    return [folder / "model.tflite"]
+
+
+def run_litert(file: Path) -> Run:
+    """By its interpreter on the CPU."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(file))
+    runner = interpreter.get_signature_runner()
+    names = sorted(runner.get_input_details(), key=_number)
+
+    def run(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+        found = runner(**dict(zip(names, _numpy(tensors), strict=True)))
+        return [found[name] for name in sorted(found, key=_number)]
+
+    return run
+
+
+def _number(name: str) -> int:
+    """Of "args_0", "output_10"."""
+    return int(name.rpartition("_")[2])
+
+
+def write_executorch(flat: Flat, tensors: Sequence[Tensor], folder: Path) -> list[Path]:
+    """A .pte, for XNNPACK and the portable kernels."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    with quiet():
+        program = torch.export.export(flat, tuple(tensors))
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+    file = folder / "model.pte"
+    file.write_bytes(lowered.buffer)
+    return [file]
+
+
+def run_executorch(file: Path) -> Run:
+    """By its Python runtime."""
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(file).load_method("forward")
+    return lambda tensors: [tensor.numpy() for tensor in method.execute(list(tensors))]
+
+
+def write_coreml(flat: Flat, tensors: Sequence[Tensor], folder: Path, *, half: bool) -> list[Path]:
+    """An .mlpackage, an ML program."""
+    import coremltools
+
+    with quiet():
+        program = torch.export.export(flat, tuple(tensors)).run_decompositions({})
+        precision = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32
+        made = coremltools.convert(program, convert_to="mlprogram", compute_precision=precision)
+        made.save(str(folder / "model.mlpackage"))
+    return [folder / "model.mlpackage"]
+
+
+def write_ncnn(flat: Flat, tensors: Sequence[Tensor], folder: Path) -> list[Path]:
+    """A .param and its .bin."""
+    import pnnx
+
+    with quiet():
+        pnnx.export(flat, str(folder / "model.pt"), tuple(tensors), fp16=False)
+    return [folder / "model.ncnn.bin", folder / "model.ncnn.param"]
+
+
+def run_ncnn(file: Path) -> Run:
+    """On the CPU, image by image: ncnn knows no batch."""
+    import ncnn
+    import numpy as np
+
+    net = ncnn.Net()
+    net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = False
+    net.load_param(str(file))
+    net.load_model(str(file.with_suffix(".bin")))
+
+    def run(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+        batches = []
+        for number in range(len(tensors[0])):
+            extractor = net.create_extractor()
+            for index, x in enumerate(_numpy(tensors)):
+                extractor.input(f"in{index}", ncnn.Mat(np.ascontiguousarray(x[number])).clone())
+            names = [name for name in net.output_names() if name.startswith("out")]
+            batches.append([np.array(extractor.extract(name)[1]) for name in names])
+        return [np.stack(outputs) for outputs in zip(*batches, strict=True)]
+
+    return run
+
+
+def _numpy(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+    return [tensor.detach().cpu().numpy() for tensor in tensors]
