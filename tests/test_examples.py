@@ -155,6 +155,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_model_goes_to_the_hub_and_comes_back(hub: Hub, tmp_path: Path) -> None:
     model = patched(unet())
     upswap.save(model, tmp_path / "unet.upswap.pt")

@@ -151,6 +151,7 @@ def test_the_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
         exec(compile(block, "README.md", "exec"), namespace)
 
 
+@pytest.mark.slow
 def test_the_examples_run_one_after_the_other(tmp_path: Path) -> None:
     """The main job from end to end, each step in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -200,7 +200,7 @@ def run_deaths(how: str, form: str, folder: Path) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param(".pt", marks=pytest.mark.slow), ".safetensors"])
 def test_killed_at_every_call_to_the_system(form: str, tmp_path: Path) -> None:
     assert run_deaths("calls", form, tmp_path) > 60
 
@@ -214,7 +214,7 @@ def test_killed_while_saving_several_files(tmp_path: Path) -> None:
     assert run_deaths("together", "", tmp_path) > 60
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [".pt", pytest.param(".safetensors", marks=pytest.mark.slow)])
 def test_killed_at_any_moment(form: str, tmp_path: Path) -> None:
     """By the clock, while it saves over and over."""
     target = upswap.save(small(1), tmp_path / f"model{form}")
@@ -343,7 +343,7 @@ def test_a_folder_that_is_read_only_in_truth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("old", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_full_disk_in_the_middle_of_writing(form: str, old: bool, tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk's."""
     target = tmp_path / f"model{form}"

@@ -51,7 +51,7 @@ def test_what_a_load_may_not_do_is_seen(tmp_path: Path) -> None:
         assert (says in wrong) if says else not wrong, (load.__name__, wrong)
 
 
-@pytest.mark.parametrize(("loader", "ended"), [("hangs", "hung"), ("dies", "died")])
+@pytest.mark.parametrize(("loader", "ended"), [pytest.param("hangs", "hung", marks=pytest.mark.slow), ("dies", "died")])
 def test_a_process_that_hangs_or_dies_is_one_result_and_not_the_end(loader: str, ended: str, tmp_path: Path) -> None:
     results = list(run([0, 1], loader=f"fuzz.bad_loaders:{loader}", hangs=3))
     assert [result.outcome.ended for result in results] == [ended, ended]

@@ -290,6 +290,7 @@ def test_weights_with_upsamplers_that_do_not_fit_are_told_of(run: Run) -> None:
     assert upswap.status(yolo).ok
 
 
+@pytest.mark.slow
 def test_what_several_devices_are_sent_is_patched(tmp_path: Path) -> None:
     from ultralytics.utils.dist import generate_ddp_file
 

@@ -200,7 +200,7 @@ MODES = ["nearest", "nearest-exact", "bilinear", "bicubic", "area"]
     ("arch", "mode"),
     some_slow(
         [*((arch, mode) for arch in ("Unet", "MAnet", "FPN", "PAN") for mode in MODES), ("UnetPlusPlus", "bicubic")],
-        {*((arch, mode) for arch in ("Unet", "FPN") for mode in MODES), ("MAnet", "nearest-exact"), ("PAN", "bicubic")},
+        {*(("FPN", mode) for mode in MODES), ("MAnet", "nearest-exact"), ("Unet", "area")},
     ),
 )
 def test_every_interpolation_mode(arch: str, mode: str) -> None:

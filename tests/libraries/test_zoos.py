@@ -16,12 +16,22 @@ from zoos.case import Case
 
 #: More than about ten seconds, with a cheaper model among the others whose sites are the same.
 SLOW = {
+    "monai-AHNet",
+    "monai-MCFCN",
     "smp-panoptic_fpn-resnet101",
+    "smp-panoptic_fpn-resnet50",
     "torchvision-fasterrcnn_resnet50_fpn",
+    "torchvision-fcos_resnet18_fpn",
+    "torchvision-maskrcnn_resnet18_fpn",
     "torchvision-maskrcnn_resnet50_fpn",
     "torchvision-retinanet_resnet18_fpn",
+    "transformers-d-fine",
     "transformers-depth-anything-small",
+    "transformers-pp-ocr-v5-server-det",
     "transformers-segformer-b1",
+    "ultralytics-rtdetr-l",
+    "ultralytics-yolo26n-seg",
+    "ultralytics-yolov9e",
 }
 
 

@@ -272,7 +272,9 @@ def test_gradients(size: tuple[int, int] | None) -> None:
 SIZES = [(2, 7, 9), (3, 12, 8), (2, 16, 16), (5, 23, 21), (2, 9, 7)]
 
 
-@pytest.mark.parametrize("how", ["own", "own x1.5", "scale_factor", "size"])
+@pytest.mark.parametrize(
+    "how", ["own", "size", *(pytest.param(how, marks=pytest.mark.slow) for how in ("own x1.5", "scale_factor"))]
+)
 def test_new_sizes_do_not_recompile(how: str) -> None:
     torch._dynamo.reset()
     module = build(scale=1.5 if how == "own x1.5" else 2)

@@ -113,7 +113,7 @@ def test_no_difference_where_there_is_none() -> None:
 # ---- revert
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [FORMS[0], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])])
 def test_revert_gives_the_original_back_with_its_trained_weights(form: str, folder: Path, capsys: Captured) -> None:
     model = patched(torch.load("unet.pt", weights_only=False))
     with torch.no_grad():

@@ -80,7 +80,7 @@ def check_work(folder: Path, done: set[str]) -> None:
     assert sum(counts.values()) <= 6 + 2
 
 
-@pytest.mark.parametrize("from_below", [False, True])
+@pytest.mark.parametrize("from_below", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_worker_of_this_machine_is_killed(from_below: bool, place: Path) -> None:
     """`from_below` is how joblib ends the workers that are left when one is lost, and all of them on Ctrl-C."""
     process = start(place, "list", listing(place, *NAMES), "-o", "out", "--jobs", "2")
@@ -138,7 +138,8 @@ def test_a_dask_cluster_with_room_for_one_model_does_the_work(place: Path) -> No
         assert "1 models: 1 converted" in out
 
 
-@pytest.mark.parametrize("authentication", [pytest.param("disabled", marks=pytest.mark.slow), "token"])
+@pytest.mark.slow
+@pytest.mark.parametrize("authentication", ["disabled", "token"])
 def test_ray(authentication: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = tuple(map(int, pytest.importorskip("ray").__version__.split(".")[:2]))
     if authentication == "token" and release < (2, 52):
@@ -207,7 +208,9 @@ def listening(root: psutil.Process) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("backend", ["local", "ray", "dask"])
+@pytest.mark.parametrize(
+    "backend", ["local", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "dask"))]
+)
 def test_what_is_started_here_is_reached_from_here_alone(
     backend: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,7 @@ def test_a_later_source_of_the_list_is_not_written_over(place: Path, capsys: Cap
         assert contents(place / "out") == before
 
 
+@pytest.mark.slow
 def test_models_of_like_names_are_all_there(place: Path) -> None:
     """In one list, and in lists of two runs in one folder; a run that goes on finds its own."""
     from torch import nn

@@ -117,7 +117,7 @@ def test_what_a_row_says_is_so(place: Path) -> None:
     assert model.segmentation_head[0].out_channels == 3
 
 
-@pytest.mark.parametrize("form", ["safetensors", "plan"])
+@pytest.mark.parametrize("form", [pytest.param("safetensors", marks=pytest.mark.slow), "plan"])
 def test_the_other_forms(form: str, place: Path) -> None:
     assert run(["zoo", "smp", "--encoder", "resnet18", "--arch", "unet", "--format", form, "-o", "out"]) == 0
     suffix = ".plan.json" if form == "plan" else ".safetensors"
@@ -295,6 +295,7 @@ def test_killed_and_run_again(place: Path) -> None:
     assert not list((place / "out").glob(".*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place: Path) -> None:
     command = ["list", listing(place, *SLOW), "-o", "out", "--jobs", "2"]
     process = start(place, *command)

@@ -204,7 +204,9 @@ def test_without_locks_what_has_lain_for_a_minute_is_taken_for_dead(
         assert loaded(folder) == 2
 
 
-@pytest.mark.parametrize("form", ["", ".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "form", ["", *(pytest.param(form, marks=pytest.mark.slow) for form in (".pt", ".safetensors"))]
+)
 def test_processes_at_one_target(form: str, tmp_path: Path) -> None:
     """Two save over and over, and each load in between gives a whole model of one of them."""
     target = upswap.save(patched(1), tmp_path / f"model{form}")
