@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-import json
-import os
-import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._version import __version__
-from ..errors import ExportError, OptionError, SaveError, UpswapWarning
-from ..files import atomic
-from ..nn.sampling.samplers import Sampler
+from ..errors import ExportError
 from ..probe.inputs.infer import example_inputs_for
 from ..probe.inputs.inputs import Inputs, as_inputs
-from ..surgery.apply import is_patched, plan_of, undo
+from ..surgery.apply import is_patched, undo
 from ..surgery.wrappers import unwrapped
 from . import graph as graphs
-from . import runtimes
 from .calibration import batches
 from .checking import Checked, allowed, compared, inputs_to_check
-from .exportable import choose, upsampler_paths
+from .exportable import choose
 from .flat import Flat
-from .targets import OPSET, Target, sampler_for, target_named
-
-if TYPE_CHECKING:
-    import onnx
-
-Form = Literal["float32", "half", "int8"]
-
-#: Keys of an ONNX file's metadata.
-_FLOAT_NODES = "upswap.float_nodes"
+from .making import Made, make
+from .options import ExportOptions, form_of
+from .placing import check_place, place
+from .runtimes import Run
+from .targets import OPSET, target_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +88,8 @@ def export_onnx(
 
     Args:
         model: a patched model, or one that is not, which is exported all the same, with a warning.
-        path: the file to write; its name ends as the target's files do: .onnx, .xml, .tflite, .pte, .mlpackage, .ncnn.param, .pt2.
+        path: the file to write. Its name ends as the target's files do: .onnx, .xml, .tflite, .pte, .mlpackage, .ncnn.param,
+            .pt2.
         example_inputs: as `patch` takes them; found by trying where left out.
         target: "onnxruntime", "openvino", "tensorrt", "rknn", "coreml", "litert", "executorch", "ncnn" or "torch-export".
         opset: of the ONNX graph, 18 at least.
@@ -120,81 +109,23 @@ def export_onnx(
         ExportError: the exporter fails, or the file does not compute what the model does.
         SaveError: the file exists, or cannot be written.
     """
-    chosen = _Options(
-        target_named(target), opset, dynamic, sampler, _form(half, int8), int8, calibration, simplify, check
+    chosen = ExportOptions(
+        target_named(target), opset, dynamic, sampler, form_of(half=half, int8=int8), int8, calibration, simplify, check
     )
     path = Path(path)
     chosen.refuse_misfits(path)
-    _check_place(path, force)
+    check_place(path, force=force)
     host = copy.deepcopy(unwrapped(model)).eval().cpu()
     inputs = as_inputs(example_inputs) if example_inputs is not None else example_inputs_for(host)
-    inputs = _with_a_batch(host, inputs) if chosen.open_sizes else inputs
+    if not chosen.target.batches:
+        inputs = inputs.map(lambda tensor: tensor[:1] if tensor.dim() >= 4 else tensor)
+    elif chosen.open_sizes:
+        inputs = _with_a_batch(host, inputs)
     with tempfile.TemporaryDirectory() as folder:
-        made = _Export(chosen, host, inputs, Path(folder), progress)
-        done = made.carry_out(path)
+        files, done = _Export(chosen, host, inputs, Path(folder), progress).carry_out(path)
         with progress("writing"):
-            _place(made.files, path, chosen.target, force)
+            place(files, path, force=force)
     return done
-
-
-def _form(half: bool, int8: Any) -> Form:
-    if half and int8 is not None:
-        raise OptionError("half and int8 exclude each other")
-    return "half" if half else "float32" if int8 is None else "int8"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    target: Target
-    opset: int
-    dynamic: bool | None
-    sampler_name: str
-    form: Form
-    int8: Any
-    window_data: Any
-    simplify: bool
-    check: bool
-
-    @property
-    def sampler(self) -> Sampler:
-        return sampler_for(self.target, self.sampler_name)
-
-    @property
-    def open_sizes(self) -> bool:
-        return self.target.dynamic if self.dynamic is None else self.dynamic
-
-    @property
-    def by_onnx(self) -> bool:
-        """Whether an ONNX graph is made on the way."""
-        return self.target.writes_onnx or self.target.name == "openvino"
-
-    def refuse_misfits(self, path: Path) -> None:
-        """`OptionError` for what the target does not take."""
-        target = self.target
-        _ = self.sampler
-        if not path.name.endswith(target.suffix):
-            raise OptionError(f"{path}: a file of {target.name} ends in {target.suffix}")
-        if self.open_sizes and not target.dynamic:
-            raise OptionError(f"{target.name} takes fixed sizes: leave dynamic out")
-        if self.form not in target.formats:
-            raise OptionError(f"no {self.form} for {target.name} from here; it takes {', '.join(target.formats)}")
-        if self.by_onnx and self.opset < OPSET:
-            raise OptionError(f"opset {self.opset} is too low: the exporter writes {OPSET} and later")
-        if self.by_onnx and self.opset > target.newest_opset:
-            message = f"{target.name} is known to read opset {target.newest_opset} at most; {OPSET} is the default"
-            if target.name != "tensorrt":
-                raise OptionError(f"opset {self.opset}: {message}")
-            warnings.warn(UpswapWarning(f"{message}: it takes mode='linear' of later ones for nearest"), stacklevel=3)
-        if self.simplify and not self.by_onnx:
-            raise OptionError(f"simplify works on ONNX graphs, and {target.name} takes none")
-        if self.simplify and not _importable("onnxslim"):
-            raise OptionError("simplify needs onnxslim: pip install onnxslim")
-
-
-def _importable(name: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(name) is not None
 
 
 class _Export:
@@ -202,48 +133,52 @@ class _Export:
 
     def __init__(
         self,
-        options: _Options,
+        options: ExportOptions,
         host: nn.Module,
         inputs: Inputs,
         folder: Path,
         progress: Callable[[str], AbstractContextManager[Any]],
     ) -> None:
-        self.options, self.host, self.inputs, self.folder = options, host, inputs, folder
-        self.progress = progress
-        self.files: list[Path] = []
+        self.options, self.host, self.inputs, self.folder, self.progress = options, host, inputs, folder, progress
+        self.patched = is_patched(host)
         self.tensors = inputs.tensors()
         self.reference = self._flat(host)
-        self._data = None if options.int8 is None else batches(options.int8, self.reference, self.tensors)
+        given = options.int8
+        self.data = [] if given is None else batches(given, self.reference, self.tensors)
 
-    def carry_out(self, path: Path) -> Exported:
-        """Make the files in `folder`; `ExportError` where that fails or they are wrong."""
+    def carry_out(self, path: Path) -> tuple[list[Path], Exported]:
+        """The files in `folder`, and what is to be told of them; `ExportError` where that fails or they are wrong."""
         options = self.options
         model = copy.deepcopy(self.host)
-        choose(model, options.sampler, self._window_data())
-        patched = is_patched(self.host)
+        choose(model, options.target, options.sampler, self._window_data())
         flat = self._flat(model)
         with self.progress(f"exporting {type(self.host).__name__} for {options.target.name}"):
-            run, graph = self._guarded(partial(self._make, flat, self.folder), patched)
+            made = self._make(flat)
         checked: tuple[Checked, ...] = ()
         unpatched = None
-        if options.check and run is not None:
-            if options.form != "float32" and patched:
-                with self.progress("the unpatched model in the same precision, to compare with"):
-                    unpatched = self._unpatched_error()
+        if options.check and made.run is not None:
+            if options.form != "float32" and self.patched:
+                with self.progress(f"the unpatched model in {options.form}, to compare with"):
+                    unpatched = max((row.error for row in self._unpatched() or ()), default=None)
             with self.progress("checking"):
-                checked = self._checked(run, unpatched, patched)
-        return Exported(
-            path,
-            options.target.name,
-            options.sampler.name,
-            options.form,
-            options.opset if graph is not None and options.target.writes_onnx else None,
-            len(graph.graph.node) if graph is not None else None,
-            self._shapes(graph),
-            flat.output_names,
-            checked,
-            unpatched,
-            None if not checked else options.target.name if options.target.runs_here else "onnxruntime",
+                checked = self._checked(made.run, unpatched)
+        graph = made.graph
+        names = self.reference.input_names
+        sizes: list[list[Any]] = [list(tensor.shape) for tensor in self.tensors]
+        if graph is not None:
+            sizes = graphs.shapes(graph)
+        return made.files, Exported(
+            path=path,
+            target=options.target.name,
+            sampler=options.sampler,
+            form=options.form,
+            opset=options.opset if options.target.writes_onnx else None,
+            nodes=None if graph is None else len(graph.graph.node),
+            inputs=dict(zip(names, sizes, strict=True)),
+            outputs=flat.output_names,
+            checked=checked,
+            unpatched_error=unpatched,
+            ran_in=None if not checked else options.target.name if options.target.runs_here else "onnxruntime",
         )
 
     def _flat(self, model: nn.Module) -> Flat:
@@ -251,150 +186,66 @@ class _Export:
         flat.name_outputs([tensor.clone() for tensor in self.tensors])
         return flat
 
-    def _window_data(self) -> Any:
+    def _window_data(self) -> list[Inputs] | None:
         given = self.options.window_data if self.options.window_data is not None else self.options.int8
-        if given is None:
-            return None
-        return [self._inputs_of(tensors) for tensors in batches(given, self.reference, self.tensors)]
+        return None if given is None else [self._inputs_of(row) for row in batches(given, self.reference, self.tensors)]
 
     def _inputs_of(self, tensors: Sequence[Tensor]) -> Inputs:
         waiting = iter(tensors)
         return self.inputs.map(lambda _: next(waiting))
 
-    def _make(self, flat: Flat, folder: Path) -> tuple[runtimes.Run | None, onnx.ModelProto | None]:
-        """The files of a model in `folder`, and what runs them."""
-        options, target = self.options, self.options.target
-        if not options.by_onnx:
-            return self._make_from_torch(flat, folder), None
-        graph = graphs.to_onnx(flat, self.tensors, options.opset, dynamic=options.open_sizes)
-        kept = graphs.name_coordinates(graph, upsampler_paths(flat.model))
-        if options.simplify:
-            graph = graphs.simplified(graph)
-        if options.form == "half" and target.writes_onnx:
-            graph = graphs.in_half(graph, kept)
-        elif options.form == "int8":
-            assert self._data is not None
-            graph = graphs.in_int8(graph, kept, self._data)
-        self._note(graph, kept, flat)
-        if target.name == "openvino":
-            self.files = runtimes.write_openvino(graph, folder, half=options.form == "half")
-            return runtimes.run_openvino(self.files[-1]), graph
-        import onnx
-
-        file = folder / "model.onnx"
-        onnx.save(graph, str(file))
-        self.files = [file]
-        return runtimes.run_onnx(graph) if options.check else None, graph
-
-    def _make_from_torch(self, flat: Flat, folder: Path) -> runtimes.Run | None:
-        name = self.options.target.name
-        if name == "torch-export":
-            shapes = (tuple(graphs.dimensions(tensor) for tensor in self.tensors),) if self.options.open_sizes else None
-            self.files = runtimes.write_torch_export(flat, self.tensors, shapes, folder)
-            return runtimes.run_torch_export(self.files[-1])
-        if name == "coreml":
-            self.files = runtimes.write_coreml(flat, self.tensors, folder, half=self.options.form == "half")
-            return None  # macOS alone can run it
-        write: Any = getattr(runtimes, f"write_{name}")
-        self.files = write(flat, self.tensors, folder)
-        run: Any = getattr(runtimes, f"run_{name}")
-        return run(self.files[-1])  # type: ignore[no-any-return]
-
-    def _note(self, graph: onnx.ModelProto, kept: Sequence[str], flat: Flat) -> None:
-        """What a reader of the file, or a quantiser, wants to know."""
-        present = {node.name for node in graph.graph.node}
-        entries = {
-            "upswap.version": __version__,
-            "upswap.target": self.options.target.name,
-            "upswap.sampler": self.options.sampler.name,
-            "upswap.inputs": json.dumps(flat.input_names),
-            "upswap.outputs": json.dumps(flat.output_names),
-            _FLOAT_NODES: json.dumps([name for name in kept if name in present]),
-        }
-        if is_patched(self.host):
-            entries["upswap.plan"] = plan_of(self.host).to_json()
-        for key, value in entries.items():
-            graph.metadata_props.add(key=key, value=value)
-
-    def _guarded(self, make: Callable[[], Any], patched: bool) -> Any:
-        """`make()`, or an `ExportError` that says whether the unpatched model can be exported."""
+    def _make(self, flat: Flat) -> Made:
+        """`make`, or an `ExportError` that says whether the unpatched model can be exported."""
         try:
-            return make()
-        except Exception as error:  # noqa: BLE001 - exporters raise whatever they like
-            whose = self._whose() if patched else ""
+            return make(flat, self.tensors, self.options, self.folder, self.data)
+        except Exception as error:
             raise ExportError(
                 f"{self.options.target.name} cannot be given this {type(self.host).__name__}: "
-                f"{type(error).__name__}: {_first_line(error)}{whose}"
+                f"{type(error).__name__}: {_first_line(error)}. {self._whose()}"
             ) from error
 
-    def _whose(self) -> str:
-        with self.progress("the unpatched model, to tell whose limit it is"):
-            try:
-                with tempfile.TemporaryDirectory() as folder:
-                    self._make(self._original(), Path(folder))
-            except Exception:  # noqa: BLE001 - see above
-                return ". The unpatched model cannot be exported either: the limit is the model's or the exporter's"
-        return ". The unpatched model can be exported: please report this, with the model"
-
-    def _original(self) -> Flat:
-        original = copy.deepcopy(self.host)
-        undo(original)
-        return self._flat(original)
-
-    def _unpatched_error(self) -> float | None:
-        original = self._original()
-        with tempfile.TemporaryDirectory() as folder:
-            kept = self.files
-            try:
-                run, _ = self._make(original, Path(folder))
-                rows = [] if run is None else self._rows(original, run)
-            except Exception:  # noqa: BLE001 - then there is nothing to compare with
-                return None
-            finally:
-                self.files = kept
-        return max((row.error for row in rows), default=None)
-
-    def _rows(self, flat: Flat, run: runtimes.Run) -> list[Checked]:
-        form, sizes = self.options.form, inputs_to_check(flat, self.inputs, dynamic=self.options.open_sizes)
-        return list(compared(flat, run, sizes, form))
-
-    def _checked(self, run: runtimes.Run, unpatched: float | None, patched: bool) -> tuple[Checked, ...]:
+    def _checked(self, run: Run, unpatched: float | None) -> tuple[Checked, ...]:
         rows = self._rows(self.reference, run)
         limit = allowed(self.options.form, unpatched)
         wrong = next((row for row in rows if row.problem or not row.error <= limit), None)
         if wrong is None:
             return tuple(rows)
         what = wrong.problem or f"it is {wrong.error:.1e} of the largest output away, and {limit:.0e} is allowed"
-        simplified = " Leave simplify out: onnxslim may have changed the graph." if self.options.simplify else ""
+        simplified = "Leave simplify out: onnxslim may have changed the graph. " if self.options.simplify else ""
         raise ExportError(
-            f"the file for {self.options.target.name} does not compute what the model does at {wrong.shapes}: {what}; nothing was "
-            f"written.{simplified}{self._whose_error(patched)}"
+            f"the file for {self.options.target.name} does not compute what the model does at {wrong.shapes}: {what}; nothing "
+            f"was written. {simplified}{self._whose()}"
         )
 
-    def _whose_error(self, patched: bool) -> str:
-        if not patched:
-            return ""
-        original = self._original()
-        limit = allowed(self.options.form, None)
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                run, _ = self._make(original, Path(folder))
-                rows = [] if run is None else self._rows(original, run)
-            except Exception:  # noqa: BLE001 - see `_guarded`
-                return " The unpatched model cannot be exported at all."
-        if any(row.problem or not row.error <= limit for row in rows):
-            return " The unpatched model comes out wrong too: the limit is the model's or the runtime's."
-        return " The unpatched model comes out right."
+    def _whose(self) -> str:
+        """How the unpatched model fares, in a sentence."""
+        if not self.patched:
+            return "The model is not patched"
+        with self.progress("the unpatched model, to tell whose limit it is"):
+            rows = self._unpatched()
+        if rows is None:
+            return "The unpatched model cannot be exported either: the limit is the model's or the exporter's"
+        if any(row.problem or not row.error <= allowed(self.options.form, None) for row in rows):
+            return "The unpatched model comes out wrong too: the limit is the model's or the runtime's"
+        return "The unpatched model comes out right; another sampler may, and a report of this is welcome"
 
-    def _shapes(self, graph: onnx.ModelProto | None) -> dict[str, list[int | str]]:
-        names = self.reference.input_names
-        if graph is not None:
-            return dict(zip(names, graphs.open_sizes(graph), strict=True))
-        return {name: list(tensor.shape) for name, tensor in zip(names, self.tensors, strict=True)}
+    def _unpatched(self) -> list[Checked] | None:
+        """The unpatched model by the same way: how it compares with itself, None where it cannot be exported."""
+        original = copy.deepcopy(self.host)
+        undo(original)
+        flat = self._flat(original)
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Exception):
+            made = make(flat, self.tensors, self.options, Path(folder), self.data)
+            return [] if made.run is None else self._rows(flat, made.run)
+        return None
+
+    def _rows(self, flat: Flat, run: Run) -> list[Checked]:
+        sizes = inputs_to_check(flat, self.inputs, dynamic=self.options.open_sizes)
+        return list(compared(flat, run, sizes, self.options.form))
 
 
 def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), "")
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
 def _with_a_batch(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -402,54 +253,8 @@ def _with_a_batch(model: nn.Module, inputs: Inputs) -> Inputs:
     if any(tensor.dim() < 4 or len(tensor) != 1 for tensor in inputs.tensors()):
         return inputs
     twice = inputs.map(lambda tensor: torch.cat((tensor, tensor.flip(-1))))
-    try:
-        with torch.no_grad():
-            own = twice.copied()
-            model(*own.args, **own.kwargs)
-    except Exception:  # noqa: BLE001 - a model that takes one image
-        return inputs
-    return twice
-
-
-def _check_place(path: Path, force: bool) -> None:
-    if path.suffix == ".mlpackage":
-        if path.exists() and not force:
-            raise SaveError(f"{path} exists; --force, or force=True, replaces it")
-        return
-    for file in _places(path, 2):
-        atomic.check(file, force=force)
-
-
-def _places(path: Path, number: int) -> list[Path]:
-    """The files that belong to `path`, itself last."""
-    has_weights = path.suffix in (".xml", ".param") and number > 1
-    return [path.with_suffix(".bin"), path] if has_weights else [path]
-
-
-def _place(files: Sequence[Path], path: Path, target: Target, force: bool) -> None:
-    if path.suffix == ".mlpackage":
-        _place_folder(files[-1], path)
-        return
-    fills = {place.name: partial(_copy, file) for file, place in zip(files, _places(path, len(files)), strict=True)}
-    if len(fills) == 1:
-        atomic.write(path, fills[path.name], force=force)
-    else:
-        atomic.write_together(path.parent, fills, path.name, force=force)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-
-
-def _place_folder(made: Path, path: Path) -> None:
-    with _beside(path) as waiting:
-        shutil.copytree(made, waiting / path.name)
-        if path.exists():
-            os.replace(path, waiting / "old")
-        os.replace(waiting / path.name, path)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        yield Path(folder)
+    with contextlib.suppress(Exception), torch.no_grad():  # a model may take one image alone
+        own = twice.copied()
+        model(*own.args, **own.kwargs)
+        return twice
+    return inputs

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import OptionError, UpswapWarning
 from ..nn.dysample import DySample
-from ..nn.sampling.samplers import Sampler, far_from_nearest
+from ..nn.sampling.samplers import Sampler, SamplerName, far_from_nearest
 from ..probe.inputs.inputs import as_inputs
 from ..surgery.wrappers import unwrapped
-from .targets import sampler_for, target_named
+from .targets import WHOLE_ROWS, Target, sampler_for, target_named
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,25 +42,27 @@ def exportable(
         OptionError: an unknown target or sampler, one that the target lacks, or a window without calibration or too small for it.
     """
     made = copy.deepcopy(model).eval()
-    choose(made, sampler_for(target_named(target), sampler), calibration)
+    runtime = target_named(target)
+    choose(made, runtime, sampler_for(runtime, sampler), calibration)
     return made
 
 
-def choose(model: nn.Module, sampler: Sampler, calibration: Iterable[Any] | None = None) -> None:
-    """Have the upsamplers of `model` read by `sampler`; a window gets the reach that the calibration inputs ask for."""
+def choose(model: nn.Module, target: Target, sampler: SamplerName, calibration: Iterable[Any] | None = None) -> None:
+    """Have the upsamplers read by `sampler` as `target` does it best; a window gets the reach that the calibration asks for."""
     upsamplers = [module for module in model.modules() if isinstance(module, DySample)]
     if not upsamplers:
         warnings.warn(UpswapWarning(f"{type(model).__name__} has no DySample: it is exported as it is"), stacklevel=3)
         return
     reaches = {id(module): 1 for module in upsamplers}
-    if sampler.name == "window":
+    if sampler == "window":
         if calibration is None:
             raise OptionError(
                 "sampler 'window' needs calibration inputs: the offsets on them say how far it has to reach"
             )
         reaches = _reaches(model, upsamplers, calibration)
     for module in upsamplers:
-        module.sampler = sampler._replace(reach=reaches[id(module)])
+        rows = target.rows if target.rows is not None else module.in_channels // module.groups >= WHOLE_ROWS
+        module.sampler = Sampler(sampler, rows, reaches[id(module)])
 
 
 def _reaches(model: nn.Module, upsamplers: list[DySample], calibration: Iterable[Any]) -> dict[int, int]:
@@ -67,8 +70,12 @@ def _reaches(model: nn.Module, upsamplers: list[DySample], calibration: Iterable
     farthest: dict[int, float] = {id(module): 0.0 for module in upsamplers}
 
     def measure(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for positions, axis in zip(module.points(*args, **kwargs), (2, 3), strict=True):
-            away = far_from_nearest(positions, args[0].shape[axis], axis).abs().max()
+        with contextlib.suppress(OptionError):  # a smaller target, which the original resize computes
+            note(module, args[0], module.points(*args, **kwargs))
+
+    def note(module: DySample, x: Tensor, points: tuple[Tensor, Tensor]) -> None:
+        for positions, axis in zip(points, (2, 3), strict=True):
+            away = far_from_nearest(positions, x.shape[axis], axis).abs().max()
             farthest[id(module)] = max(farthest[id(module)], float(away))
 
     handles = [module.register_forward_pre_hook(measure, with_kwargs=True) for module in upsamplers]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import re
+import sys
 import tempfile
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -49,11 +52,8 @@ def to_onnx(flat: Flat, tensors: Sequence[Tensor], opset: int, *, dynamic: bool)
         except Exception as error:  # noqa: BLE001 - with sizes that are not all open it may go on
             failure = failure or error
             continue
-        assert program is not None
-        made: onnx.ModelProto = program.model_proto
-        return made
-    assert failure is not None
-    raise failure
+        return cast(torch.onnx.ONNXProgram, program).model_proto
+    raise cast(Exception, failure)
 
 
 def dimensions(tensor: Tensor, openness: Any = _DYNAMIC) -> dict[int, Any]:
@@ -61,14 +61,30 @@ def dimensions(tensor: Tensor, openness: Any = _DYNAMIC) -> dict[int, Any]:
     if tensor.dim() < 3:
         return {0: _AUTO} if tensor.dim() else {}
     sides = (tensor.dim() - 2, tensor.dim() - 1)
-    return {axis: openness for axis in ((0, *sides) if tensor.dim() >= 4 else sides)}
+    return dict.fromkeys((0, *sides) if tensor.dim() >= 4 else sides, openness)
 
 
-def open_sizes(graph: onnx.ModelProto) -> list[list[int | str]]:
+def shapes(graph: onnx.ModelProto) -> list[list[int | str]]:
     """The shape of each input, with a name for what is open."""
     return [
         [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.graph.input
     ]
+
+
+def name_sizes(graph: onnx.ModelProto) -> None:
+    """Call the open sizes of images batch, height and width, as far as they are names of the exporter's own."""
+    names: dict[str, str] = {}
+    for value in graph.graph.input:
+        sides = value.type.tensor_type.shape.dim
+        wanted = {0: "batch", len(sides) - 2: "height", len(sides) - 1: "width"} if len(sides) >= 4 else {}
+        for axis, name in wanted.items():
+            symbol = sides[axis].dim_param
+            if symbol and symbol not in names:
+                names[symbol] = name if name not in names.values() else f"{value.name}_{name}"
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param:
+                side.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), side.dim_param)
 
 
 def name_coordinates(graph: onnx.ModelProto, paths: Iterable[str]) -> list[str]:
@@ -150,7 +166,7 @@ def in_int8(graph: onnx.ModelProto, kept: Iterable[str], batches: Sequence[Seque
 
     names = [value.name for value in graph.graph.input]
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.batches = iter(batches)
 
@@ -177,12 +193,26 @@ def in_int8(graph: onnx.ModelProto, kept: Iterable[str], batches: Sequence[Seque
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what exporters print and warn for themselves."""
+    """Without what exporters print and warn for themselves, also past Python; what they raise says what went wrong."""
     level = logging.root.manager.disable
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
+        for number, before in enumerate(kept, 1):
+            os.dup2(before, number)
+            os.close(before)
+        os.close(nowhere)
         logging.disable(level)

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 Run = Callable[[Sequence[Tensor]], list["np.ndarray[Any, Any]"]]
 
 
+def write_onnx(graph: onnx.ModelProto, folder: Path) -> Path:
+    """An .onnx."""
+    import onnx
+
+    onnx.save(graph, str(folder / "model.onnx"))
+    return folder / "model.onnx"
+
+
 def run_onnx(graph: onnx.ModelProto) -> Run:
     """By onnxruntime on the CPU."""
     import onnxruntime

@@ -19,6 +19,7 @@ from ..._version import __version__
 from ...errors import FilterError, NothingToSwapError, OptionError, UpswapError, UpswapWarning
 from .bench import bench
 from .convert import convert
+from .export import export
 from .inspect_ import inspect
 from .output import say, say_json, tell_error
 from .revert import revert
@@ -48,6 +49,7 @@ def cli() -> None:
 cli.add_command(inspect)
 cli.add_command(convert)
 cli.add_command(verify)
+cli.add_command(export)
 cli.add_command(revert)
 cli.add_command(yaml)
 cli.add_command(zoo)

@@ -1,0 +1,209 @@
+"""A file is written where it computes what the model does, and nowhere else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import tiny_host
+import upswap
+from deployed import IMAGES, far, patched, randomise, sizes
+from upswap.errors import ExportError, OptionError, SaveError, UpswapWarning
+
+
+def run(path: Path, x: torch.Tensor, level: Any = None) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    if level is not None:
+        options.graph_optimization_level = level
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    return found
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[upswap.Exported, Path]:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    before = copy.deepcopy(patched().state_dict())
+    done = upswap.export_onnx(patched(), path, IMAGES)
+    assert all(torch.equal(before[name], value) for name, value in patched().state_dict().items())
+    return done, path
+
+
+def test_it_computes_the_same_at_every_size_and_optimisation(written: Any) -> None:
+    done, path = written
+    assert (done.path, done.target, done.sampler, done.form, done.opset) == (
+        path,
+        "onnxruntime",
+        "gather",
+        "float32",
+        18,
+    )
+    assert done.inputs == {"image": ["batch", 3, "height", "width"]}
+    assert done.outputs == ["output"]
+    assert done.ran_in == "onnxruntime"
+    assert len({row.shapes for row in done.checked}) == 3
+    assert done.error is not None
+    assert done.error < 1e-5
+    level = onnxruntime.GraphOptimizationLevel
+    for x in sizes():
+        for each in (level.ORT_DISABLE_ALL, level.ORT_ENABLE_BASIC, level.ORT_ENABLE_EXTENDED, level.ORT_ENABLE_ALL):
+            assert far(run(path, x, each), patched()(x)) < 1e-5
+
+
+def test_what_the_file_says_of_itself(written: Any) -> None:
+    graph = onnx.load(written[1])
+    said = {entry.key: entry.value for entry in graph.metadata_props}
+    assert said["upswap.version"] == upswap.__version__
+    assert (said["upswap.target"], said["upswap.sampler"]) == ("onnxruntime", "gather")
+    assert json.loads(said["upswap.inputs"]) == ["image"]
+    assert upswap.Plan.from_json(said["upswap.plan"]) == upswap.plan_of(patched())
+    names = {node.name for node in graph.graph.node}
+    kept = json.loads(said["upswap.float_nodes"])
+    assert set(kept) <= names
+    places = {name.rpartition("/upswap/")[0] for name in kept}
+    assert places == set(upswap.upsamplers(patched()))
+
+
+def test_a_file_that_is_there_stays(written: Any) -> None:
+    with pytest.raises(SaveError, match="force"):
+        upswap.export_onnx(patched(), written[1], IMAGES)
+
+
+@pytest.mark.parametrize("form", [pytest.param("half", marks=pytest.mark.slow), "int8"])
+def test_coordinates_stay_float(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    asked: dict[str, Any] = {"half": True} if form == "half" else {"int8": [IMAGES, IMAGES.flip(0)]}
+    done = upswap.export_onnx(patched(), path, IMAGES, sampler="gridsample", dynamic=False, **asked)
+    assert done.form == form
+    assert done.unpatched_error is not None
+    graph = onnx.load(path)
+    kept = set(json.loads(next(e.value for e in graph.metadata_props if e.key == "upswap.float_nodes")))
+    assert kept
+    halved = {
+        value.name for value in graph.graph.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    }
+    quantised = {name for node in graph.graph.node if node.op_type == "QuantizeLinear" for name in node.output}
+    for node in graph.graph.node:
+        if "/upswap/coords/" in node.name and node.op_type != "Cast":
+            assert not (set(node.input) | set(node.output)) & (halved | quantised), node.name
+    assert any("Quantize" in node.op_type for node in graph.graph.node) == (form == "int8")
+
+
+@pytest.mark.slow
+def test_every_route_and_mode(tmp_path: Path) -> None:
+    """Resizes that are layers, in helpers, in loops, on the graph route; align_corners, nearest and bicubic."""
+    model = upswap.patch(tiny_host.tiny(), IMAGES, kinds=upswap.KINDS)
+    randomise(model)
+    for sampler in ("gridsample", "gather"):
+        path = tmp_path / f"{sampler}.onnx"
+        upswap.export_onnx(model, path, IMAGES, sampler=sampler)
+        assert all(far(run(path, x), model(x)) < 2e-5 for x in sizes())
+
+
+def test_simplified_by_onnxslim(tmp_path: Path) -> None:
+    done = upswap.export_onnx(patched(), tmp_path / "model.onnx", IMAGES, simplify=True, dynamic=False)
+    assert done.inputs == {"image": list(IMAGES.shape)}
+    assert far(run(tmp_path / "model.onnx", IMAGES), patched()(IMAGES)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["openvino", "torch-export", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensorrt", "rknn"))],
+)
+def test_other_targets(target: str, tmp_path: Path) -> None:
+    suffix = {"openvino": ".xml", "torch-export": ".pt2"}.get(target, ".onnx")
+    done = upswap.export_onnx(patched(), tmp_path / f"model{suffix}", IMAGES, target=target)
+    assert done.error is not None
+    assert done.error < 1e-5
+    assert len(done.checked) == 3
+    assert done.ran_in == (target if target in ("openvino", "torch-export") else "onnxruntime")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+        {f"model{suffix}", *(["model.bin"] if target == "openvino" else [])}
+    )
+
+
+def test_a_window_reaches_as_far_as_the_calibration_asks(tmp_path: Path) -> None:
+    model = copy.deepcopy(patched())
+    with torch.no_grad():
+        for parameter in upswap.parameters(model):
+            parameter.mul_(0.2)
+    path = tmp_path / "model.onnx"
+    with pytest.raises(OptionError, match="needs calibration"):
+        upswap.export_onnx(model, path, IMAGES, sampler="window")
+    upswap.export_onnx(model, path, IMAGES, sampler="window", calibration=[IMAGES], dynamic=False)
+    graph = onnx.load(path)
+    assert not {node.op_type for node in graph.graph.node} & {"GridSample", "Gather", "GatherElements", "GatherND"}
+    assert far(run(path, IMAGES), model(IMAGES)) < 1e-5
+    with pytest.raises(OptionError, match=r"up to \d+\.\d pixels.*gather"):
+        upswap.export_onnx(patched(), tmp_path / "far.onnx", IMAGES, sampler="window", calibration=[50 * IMAGES])
+
+
+class TwoResults(nn.Module):
+    """A keyword argument, and tensors in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.last = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, pixels: torch.Tensor, *, mask: torch.Tensor, scale: float = 1.0) -> dict[str, Any]:
+        x = self.last(self.up(self.conv(pixels * mask)))
+        return {"maps": [x * scale, x.sigmoid()], "loss": None}
+
+
+def test_names_of_what_goes_in_and_comes_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    mask = (torch.rand(2, 1, 8, 8) > 0.5).float()
+    inputs = {"pixels": torch.randn(2, 3, 8, 8), "mask": mask, "scale": 2.0}
+    model = upswap.patch(TwoResults().eval(), inputs)
+    done = upswap.export_onnx(model, tmp_path / "two.onnx", inputs, dynamic=False)
+    assert done.inputs == {"pixels": [2, 3, 8, 8], "mask": [2, 1, 8, 8]}
+    assert done.outputs == ["maps_0", "maps_1"]
+
+
+def test_a_model_that_is_not_patched(tmp_path: Path) -> None:
+    model = upswap.unpatch(copy.deepcopy(patched()))
+    with pytest.warns(UpswapWarning, match="no DySample: it is exported as it is"):
+        upswap.export_onnx(model, tmp_path / "model.onnx", IMAGES, dynamic=False)
+    assert far(run(tmp_path / "model.onnx", IMAGES), model(IMAGES)) < 1e-5
+
+
+class Unexportable(TwoResults):
+    def forward(self, pixels: torch.Tensor) -> Any:
+        x = self.last(self.up(self.conv(pixels)))
+        return x if float(x.sum()) > 0 else -x
+
+
+def test_the_message_says_whose_limit_it_is(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    model = upswap.patch(Unexportable().eval(), x)
+    with pytest.raises(ExportError, match=r"Unexportable.*The unpatched model cannot be exported either"):
+        upswap.export_onnx(model, tmp_path / "model.onnx", x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from upswap.export import graph as graphs
+
+    def wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
+        """What a simplifier at fault does: another constant."""
+        weights = next(each for each in graph.graph.initializer if each.name.endswith("last.weight"))
+        weights.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weights), weights.name))
+        return graph
+
+    monkeypatch.setattr(graphs, "simplified", wrong)
+    with pytest.raises(
+        ExportError, match=r"does not compute what the model does.*simplify out.*unpatched model comes out wrong too"
+    ):
+        upswap.export_onnx(patched(), tmp_path / "model.onnx", IMAGES, simplify=True, dynamic=False)
+    assert not list(tmp_path.iterdir())

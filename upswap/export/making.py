@@ -1,0 +1,105 @@
+"""From a model as a function of tensors to the files of a target, and what runs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from .._version import __version__
+from ..surgery.apply import is_patched, plan_of
+from . import graph as graphs
+from . import runtimes
+from .exportable import upsampler_paths
+from .flat import Flat
+from .options import ExportOptions
+from .runtimes import Run
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Of an ONNX file's metadata: names of nodes, a JSON list, that a quantiser has to leave float32.
+FLOAT_NODES = "upswap.float_nodes"
+
+
+class Made(NamedTuple):
+    """The files of an export."""
+
+    files: list[Path]
+    """The one that names the export last."""
+    run: Run | None
+    """Runs it; None where nothing here can."""
+    graph: onnx.ModelProto | None = None
+    """The ONNX graph, where there is one."""
+
+
+def make(
+    flat: Flat, tensors: Sequence[Tensor], options: ExportOptions, folder: Path, data: Sequence[Sequence[Tensor]] = ()
+) -> Made:
+    """The files of `flat` in `folder`; raises whatever exporters raise.
+
+    Args:
+        flat: the model, with its sampler chosen.
+        tensors: example inputs.
+        options: the target and what is asked of it.
+        folder: an empty folder.
+        data: for "int8", the inputs whose ranges are taken.
+    """
+    half = options.form == "half"
+    if options.by_onnx:
+        graph = _graph(flat, tensors, options, data)
+        if options.target.name == "openvino":
+            files = runtimes.write_openvino(graph, folder, half=half)
+            return Made(files, runtimes.run_openvino(files[-1]), graph)
+        return Made([runtimes.write_onnx(graph, folder)], runtimes.run_onnx(graph), graph)
+    match options.target.name:
+        case "torch-export":
+            shapes = (tuple(map(graphs.dimensions, tensors)),) if options.open_sizes else None
+            files = runtimes.write_torch_export(flat, tensors, shapes, folder)
+            return Made(files, runtimes.run_torch_export(files[-1]))
+        case "litert":
+            files = runtimes.write_litert(flat, tensors, folder)
+            return Made(files, runtimes.run_litert(files[-1]))
+        case "executorch":
+            files = runtimes.write_executorch(flat, tensors, folder)
+            return Made(files, runtimes.run_executorch(files[-1]))
+        case "ncnn":
+            files = runtimes.write_ncnn(flat, tensors, folder)
+            return Made(files, runtimes.run_ncnn(files[-1]))
+        case "coreml":
+            return Made(runtimes.write_coreml(flat, tensors, folder, half=half), None)  # macOS alone runs it
+        case other:
+            raise ValueError(f"nothing here writes files of {other}")
+
+
+def _graph(
+    flat: Flat, tensors: Sequence[Tensor], options: ExportOptions, data: Sequence[Sequence[Tensor]]
+) -> onnx.ModelProto:
+    graph = graphs.to_onnx(flat, tensors, options.opset, dynamic=options.open_sizes)
+    graphs.name_sizes(graph)
+    kept = graphs.name_coordinates(graph, upsampler_paths(flat.model))
+    if options.simplify:
+        graph = graphs.simplified(graph)
+    if options.form == "half" and options.target.writes_onnx:
+        graph = graphs.in_half(graph, kept)
+    elif options.form == "int8":
+        graph = graphs.in_int8(graph, kept, data)
+    present = {node.name for node in graph.graph.node}
+    for key, value in _metadata(flat, options, [name for name in kept if name in present]):
+        graph.metadata_props.add(key=key, value=value)
+    return graph
+
+
+def _metadata(flat: Flat, options: ExportOptions, kept: list[str]) -> Iterator[tuple[str, str]]:
+    """What a reader of the file, or a quantiser, wants to know."""
+    yield "upswap.version", __version__
+    yield "upswap.target", options.target.name
+    yield "upswap.sampler", options.sampler
+    yield "upswap.inputs", json.dumps(flat.input_names)
+    yield "upswap.outputs", json.dumps(flat.output_names)
+    yield FLOAT_NODES, json.dumps(kept)
+    if is_patched(flat.model):
+        yield "upswap.plan", plan_of(flat.model).to_json()
