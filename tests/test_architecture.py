@@ -58,6 +58,8 @@ WITHOUT = {
 
 #: Mirrors that stand for more than one file.
 SHARED: dict[str, str] = {
+    "export/making.py": "export/test_export.py",
+    "export/targets.py": "export/test_options.py",
     "files/formats/host_class.py": "files/formats/test_host_folder.py",
     "files/safety/pickle_walks.py": "files/safety/test_pickle_scan.py",
     "files/safety/pickled_calls.py": "files/safety/test_pickle_scan.py",

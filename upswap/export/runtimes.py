@@ -30,10 +30,11 @@ def write_onnx(graph: onnx.ModelProto, folder: Path) -> Path:
 
 
 def run_onnx(graph: onnx.ModelProto) -> Run:
-    """By onnxruntime on the CPU."""
+    """By onnxruntime on the CPU, with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
@@ -56,7 +57,8 @@ def run_openvino(file: Path) -> Run:
     """On the CPU, in float32."""
     import openvino
 
-    model = openvino.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = openvino.compile_model(file, "CPU", hints)
     return lambda tensors: [model(_numpy(tensors))[output] for output in model.outputs]
 
 
@@ -88,7 +90,7 @@ def run_litert(file: Path) -> Run:
     """By its interpreter on the CPU."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(file))
+    interpreter = Interpreter(model_path=str(file), num_threads=torch.get_num_threads())
     runner = interpreter.get_signature_runner()
     names = sorted(runner.get_input_details(), key=_number)
 
