@@ -173,7 +173,7 @@ def test_names_of_what_goes_in_and_comes_out(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_patched(tmp_path: Path) -> None:
     model = upswap.unpatch(copy.deepcopy(patched()))
-    with pytest.warns(UpswapWarning, match="no DySample: it is exported as it is"):
+    with pytest.warns(UpswapWarning, match="Small is not patched: it is exported as it is"):
         upswap.export_onnx(model, tmp_path / "model.onnx", IMAGES, dynamic=False)
     assert far(run(tmp_path / "model.onnx", IMAGES), model(IMAGES)) < 1e-5
 

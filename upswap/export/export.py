@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExportError
+from ..errors import ExportError, UpswapWarning
 from ..probe.inputs.infer import example_inputs_for
 from ..probe.inputs.inputs import Inputs, as_inputs
 from ..surgery.apply import is_patched, undo
 from ..surgery.wrappers import unwrapped
-from . import graph as graphs
 from .calibration import batches
 from .checking import Checked, allowed, compared, inputs_to_check
 from .exportable import choose
@@ -162,24 +162,34 @@ class _Export:
                     unpatched = max((row.error for row in self._unpatched() or ()), default=None)
             with self.progress("checking"):
                 checked = self._checked(made.run, unpatched)
-        graph = made.graph
-        names = self.reference.input_names
-        sizes: list[list[Any]] = [list(tensor.shape) for tensor in self.tensors]
-        if graph is not None:
-            sizes = graphs.shapes(graph)
+        if options.open_sizes:
+            self._tell_fixed(made.shapes)
         return made.files, Exported(
             path=path,
             target=options.target.name,
             sampler=options.sampler,
             form=options.form,
             opset=options.opset if options.target.writes_onnx else None,
-            nodes=None if graph is None else len(graph.graph.node),
-            inputs=dict(zip(names, sizes, strict=True)),
+            nodes=None if made.graph is None else len(made.graph.graph.node),
+            inputs=dict(zip(flat.input_names, made.shapes, strict=True)),
             outputs=flat.output_names,
             checked=checked,
             unpatched_error=unpatched,
             ran_in=None if not checked else options.target.name if options.target.runs_here else "onnxruntime",
         )
+
+    def _tell_fixed(self, shapes: Sequence[Sequence[int | str]]) -> None:
+        """Warn of batches and images whose sizes were to be open, and are not."""
+        for name, shape, tensor in zip(self.reference.input_names, shapes, self.tensors, strict=True):
+            fixed = [
+                axis
+                for axis in (0, tensor.dim() - 2, tensor.dim() - 1)
+                if tensor.dim() >= 4 and type(shape[axis]) is int
+            ]
+            if fixed:
+                what = "x".join(map(str, shape))
+                message = f"{name} is {what} in the file: the model's own code ties it to a size there"
+                warnings.warn(UpswapWarning(message), stacklevel=4)
 
     def _flat(self, model: nn.Module) -> Flat:
         flat = Flat(model, self.inputs).eval()

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import OptionError, UpswapWarning
 from ..nn.dysample import DySample
-from ..nn.sampling.samplers import Sampler, SamplerName, far_from_nearest
+from ..nn.sampling.samplers import SamplerName, far_from_nearest
 from ..probe.inputs.inputs import as_inputs
+from ..surgery.apply import is_patched
 from ..surgery.wrappers import unwrapped
 from .targets import WHOLE_ROWS, Target, sampler_for, target_named
 
@@ -50,9 +51,8 @@ def exportable(
 def choose(model: nn.Module, target: Target, sampler: SamplerName, calibration: Iterable[Any] | None = None) -> None:
     """Have the upsamplers read by `sampler` as `target` does it best; a window gets the reach that the calibration asks for."""
     upsamplers = [module for module in model.modules() if isinstance(module, DySample)]
-    if not upsamplers:
-        warnings.warn(UpswapWarning(f"{type(model).__name__} has no DySample: it is exported as it is"), stacklevel=3)
-        return
+    if not is_patched(unwrapped(model)):
+        warnings.warn(UpswapWarning(f"{type(model).__name__} is not patched: it is exported as it is"), stacklevel=3)
     reaches = {id(module): 1 for module in upsamplers}
     if sampler == "window":
         if calibration is None:
@@ -62,7 +62,7 @@ def choose(model: nn.Module, target: Target, sampler: SamplerName, calibration: 
         reaches = _reaches(model, upsamplers, calibration)
     for module in upsamplers:
         rows = target.rows if target.rows is not None else module.in_channels // module.groups >= WHOLE_ROWS
-        module.sampler = Sampler(sampler, rows, reaches[id(module)])
+        module.sampler = (sampler, rows, reaches[id(module)])
 
 
 def _reaches(model: nn.Module, upsamplers: list[DySample], calibration: Iterable[Any]) -> dict[int, int]:
@@ -87,7 +87,7 @@ def _reaches(model: nn.Module, upsamplers: list[DySample], calibration: Iterable
     finally:
         for handle in handles:
             handle.remove()
-    worst = max(farthest.values())
+    worst = max(farthest.values(), default=0.0)
     if worst > _WIDEST:
         raise OptionError(
             f"points lie up to {worst:.1f} pixels from the pixel of nearest sampling, and a window reaches {_WIDEST} at most: "

@@ -11,9 +11,9 @@ import sys
 import tempfile
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,10 +23,26 @@ from .flat import Flat
 if TYPE_CHECKING:
     import onnx
 
+T = TypeVar("T")
+
 _DYNAMIC, _AUTO = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
 
 #: In the names of what must stay float32 in any other precision.
 COORDINATES, READING = "upswap/coords", "upswap/read"
+
+
+def with_open_sizes(attempt: Callable[[Any], T], tensors: Sequence[Tensor], *, dynamic: bool) -> T:
+    """What `attempt` gives for the sizes that may differ, as torch's exporters take them: all; else those the model lets be open.
+
+    Raises the first error where no attempt is left.
+    """
+    failure: Exception | None = None
+    for openness in (_DYNAMIC, _AUTO) if dynamic else (None,):
+        try:
+            return attempt(None if openness is None else (tuple(dimensions(tensor, openness) for tensor in tensors),))
+        except Exception as error:  # noqa: BLE001 - exporters raise whatever they like
+            failure = failure or error
+    raise cast(Exception, failure)
 
 
 def to_onnx(flat: Flat, tensors: Sequence[Tensor], opset: int, *, dynamic: bool) -> onnx.ModelProto:
@@ -34,26 +50,22 @@ def to_onnx(flat: Flat, tensors: Sequence[Tensor], opset: int, *, dynamic: bool)
 
     Raises what torch's exporter raises.
     """
-    failure: Exception | None = None
-    for openness in (_DYNAMIC, _AUTO) if dynamic else (None,):
-        shapes = None if openness is None else (tuple(dimensions(tensor, openness) for tensor in tensors),)
-        try:
-            with quiet():
-                program = torch.onnx.export(
-                    flat,
-                    tuple(tensors),
-                    dynamo=True,
-                    opset_version=opset,
-                    dynamic_shapes=shapes,
-                    input_names=flat.input_names,
-                    output_names=flat.output_names,
-                    verbose=False,
-                )
-        except Exception as error:  # noqa: BLE001 - with sizes that are not all open it may go on
-            failure = failure or error
-            continue
+
+    def attempt(shapes: Any) -> onnx.ModelProto:
+        with quiet():
+            program = torch.onnx.export(
+                flat,
+                tuple(tensors),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=shapes,
+                input_names=flat.input_names,
+                output_names=flat.output_names,
+                verbose=False,
+            )
         return cast(torch.onnx.ONNXProgram, program).model_proto
-    raise cast(Exception, failure)
+
+    return with_open_sizes(attempt, tensors, dynamic=dynamic)
 
 
 def dimensions(tensor: Tensor, openness: Any = _DYNAMIC) -> dict[int, Any]:

@@ -32,6 +32,8 @@ class Made(NamedTuple):
     """The one that names the export last."""
     run: Run | None
     """Runs it; None where nothing here can."""
+    shapes: list[list[int | str]]
+    """Of the inputs, with a name for every size that is open."""
     graph: onnx.ModelProto | None = None
     """The ONNX graph, where there is one."""
 
@@ -53,24 +55,24 @@ def make(
         graph = _graph(flat, tensors, options, data)
         if options.target.name == "openvino":
             files = runtimes.write_openvino(graph, folder, half=half)
-            return Made(files, runtimes.run_openvino(files[-1]), graph)
-        return Made([runtimes.write_onnx(graph, folder)], runtimes.run_onnx(graph), graph)
+            return Made(files, runtimes.run_openvino(files[-1]), graphs.shapes(graph), graph)
+        return Made([runtimes.write_onnx(graph, folder)], runtimes.run_onnx(graph), graphs.shapes(graph), graph)
+    fixed: list[list[int | str]] = [list(tensor.shape) for tensor in tensors]
     match options.target.name:
         case "torch-export":
-            shapes = (tuple(map(graphs.dimensions, tensors)),) if options.open_sizes else None
-            files = runtimes.write_torch_export(flat, tensors, shapes, folder)
-            return Made(files, runtimes.run_torch_export(files[-1]))
+            files, shapes = runtimes.write_torch_export(flat, tensors, folder, dynamic=options.open_sizes)
+            return Made(files, runtimes.run_torch_export(files[-1]), shapes)
         case "litert":
             files = runtimes.write_litert(flat, tensors, folder)
-            return Made(files, runtimes.run_litert(files[-1]))
+            return Made(files, runtimes.run_litert(files[-1]), fixed)
         case "executorch":
             files = runtimes.write_executorch(flat, tensors, folder)
-            return Made(files, runtimes.run_executorch(files[-1]))
+            return Made(files, runtimes.run_executorch(files[-1]), fixed)
         case "ncnn":
             files = runtimes.write_ncnn(flat, tensors, folder)
-            return Made(files, runtimes.run_ncnn(files[-1]))
+            return Made(files, runtimes.run_ncnn(files[-1]), fixed)
         case "coreml":
-            return Made(runtimes.write_coreml(flat, tensors, folder, half=half), None)  # macOS alone runs it
+            return Made(runtimes.write_coreml(flat, tensors, folder, half=half), None, fixed)  # macOS alone runs it
         case other:
             raise ValueError(f"nothing here writes files of {other}")
 

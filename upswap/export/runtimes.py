@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .flat import Flat
-from .graph import quiet
+from .graph import quiet, with_open_sizes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,12 +62,25 @@ def run_openvino(file: Path) -> Run:
     return lambda tensors: [model(_numpy(tensors))[output] for output in model.outputs]
 
 
-def write_torch_export(flat: Flat, tensors: Sequence[Tensor], shapes: Any, folder: Path) -> list[Path]:
-    """A .pt2, as `torch.export.load` reads it."""
+def write_torch_export(
+    flat: Flat, tensors: Sequence[Tensor], folder: Path, *, dynamic: bool
+) -> tuple[list[Path], list[list[int | str]]]:
+    """A .pt2, as `torch.export.load` reads it; with the shapes of its inputs, a name for every size that is open."""
+
+    def attempt(shapes: Any) -> torch.export.ExportedProgram:
+        with quiet():
+            return torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes)
+
+    program = with_open_sizes(attempt, tensors, dynamic=dynamic)
     with quiet():
-        program = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes)
         torch.export.save(program, folder / "model.pt2")
-    return [folder / "model.pt2"]
+    wanted = set(program.graph_signature.user_inputs)
+    shapes = [
+        [side if type(side) is int else str(side) for side in node.meta["val"].shape]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in wanted
+    ]
+    return [folder / "model.pt2"], shapes
 
 
 def run_torch_export(file: Path) -> Run:

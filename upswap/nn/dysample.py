@@ -27,7 +27,7 @@ from .sampling.autograd import is_exporting, plain_functions_wanted
 from .sampling.pointwise import pointwise
 from .sampling.positions import Mapping, Mode, Pair, Ratio, Reading, Scheme
 from .sampling.sampler import points, upsample
-from .sampling.samplers import GRIDSAMPLE
+from .sampling.samplers import Sampler, SamplerName
 from .scripted import dysample_forward
 from .tracing import leaf, scripted_as
 from .watch import is_noise, values, watch
@@ -88,12 +88,13 @@ class DySample(InitialisesItself, nn.Module):
 
     __module__ = "upswap.nn"  # the address in files, which outlive the file it stands in
 
-    if TYPE_CHECKING:  # TorchScript cannot read this annotation
+    if TYPE_CHECKING:  # TorchScript cannot read these annotations
         init_pos: Tensor
+        sampler: tuple[SamplerName, bool, int]
     #: Its own resizing is no call of the model it stands in (`probe/resize_calls.py`).
     is_upsampler = True
     #: How the map is read; `upswap.exportable` chooses another one for runtimes that lack GridSample.
-    sampler = GRIDSAMPLE
+    sampler = ("gridsample", False, 1)  # a `Sampler`, as plain data for files
     __jit_unused_properties__ = ("base", "_is_hf_initialized")  # TorchScript compiles properties too
 
     def __init__(
@@ -309,7 +310,7 @@ class DySample(InitialisesItself, nn.Module):
             exact = (vertical * x.shape[2], horizontal * x.shape[3])
             if factors == self.scale or (factors is None and sampling.known_equal(size, exact)):
                 init_pos = self.init_pos
-        return Reading(size, factors, scheme, init_pos, self.sampler)
+        return Reading(size, factors, scheme, init_pos, Sampler(*self.sampler))
 
     def points(
         self,

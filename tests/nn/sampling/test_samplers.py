@@ -71,6 +71,13 @@ def test_dtypes_and_layouts_stay(sampler: Sampler) -> None:
             assert torch.allclose(got.float(), expected.float(), atol=1e-5 if dtype == torch.float32 else 3e-2)
 
 
+def test_a_window_from_a_file_cannot_be_of_any_width() -> None:
+    module = made()
+    module.sampler = ("window", False, 10**9)
+    with pytest.raises(OptionError, match="16 at most"):
+        module(torch.ones(1, 24, 4, 4))
+
+
 def test_a_window_stops_at_its_reach() -> None:
     """A point further out is read at the end of the window, and not between no pixels at all."""
     module = made()

@@ -17,9 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...errors import OptionError
+
 SamplerName = Literal["gridsample", "gather", "window"]
 
 _CUBIC = -0.75
+
+# Of "window": (2 n + 1)**2 copies of the map.
+_WIDEST_REACH = 16
 
 
 class Sampler(NamedTuple):
@@ -55,7 +60,12 @@ def read(x: Tensor, points: Points, kernel: str, sampler: Sampler) -> Tensor:
 
     Returns:
         (B, C, h, w), of x's dtype.
+
+    Raises:
+        OptionError: a window that would be far too wide.
     """
+    if sampler.name == "window" and not 0 <= sampler.reach <= _WIDEST_REACH:
+        raise OptionError(f"a window of reach {sampler.reach}: it is {_WIDEST_REACH} at most")
     batch, channels, height, width = x.shape
     groups, size = points.rows.shape[1], points.rows.shape[2:]
     by_group = x.reshape(batch * groups, channels // groups, height, width)
