@@ -19,7 +19,7 @@ from ..nn.registry import config_class
 from ..nn.state_dicts import options_in, shapes_at
 from ..plan.plan import Options, Plan
 from ..plan.site import Site
-from ..surgery.apply import added_keys, is_patched, undo
+from ..surgery.apply import added_keys, is_patched, unpatched_on_error
 from ..surgery.operation import Operation
 from ..surgery.options import make_options
 from ..surgery.selection import SWAPPABLE
@@ -110,12 +110,9 @@ def _patch_alike(model: nn.Module, weights: Weights, call: str) -> None:
             f"{weights.path} has upsamplers, for which the model has to be patched: upswap.patch(model, example_inputs), "
             f"with the options it was patched with for the training; and {call}",
         ) from error
-    operation.apply()
-    try:
+    with unpatched_on_error(model):
+        operation.apply()
         assign(model, weights.tensors, weights.path)
-    except Exception:
-        undo(model)
-        raise
 
 
 class _Undecided(Exception):

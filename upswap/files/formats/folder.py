@@ -22,7 +22,7 @@ from torch import nn
 from ...architectures.rebuild import rebuild, rebuilds
 from ...architectures.spec import parse_stored
 from ...errors import SaveError, SourceError
-from ...surgery.apply import added_keys, is_patched, plan_of, undo
+from ...surgery.apply import added_keys, is_patched, plan_of, unpatched_on_error
 from ...surgery.replay import apply_plan
 from .. import atomic
 from ..provenance import same_modules
@@ -119,18 +119,12 @@ def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
         return check_parts(hub.open_folder(folder), str(folder))
     made = hub.open_folder(folder, model)
     budget = Budget(made.state_dict(), str(folder))
-    patched: list[nn.Module] = []
-    try:
-        for path, part in made.named_modules():
-            mine = model.get_submodule(path) if is_patched(part) else None
-            if mine is not None and not is_patched(mine):
+    pairs = [(part, model.get_submodule(path)) for path, part in made.named_modules() if is_patched(part)]
+    with unpatched_on_error(*(mine for _, mine in pairs)):
+        for part, mine in pairs:
+            if not is_patched(mine):
                 apply_plan(mine, plan_of(part), budget.building, contextlib.nullcontext)
-                patched.append(mine)
         assign(model, made.state_dict(), folder, keep_dtype=True)
-    except Exception:
-        for mine in patched:
-            undo(mine)
-        raise
     return model.eval()
 
 
