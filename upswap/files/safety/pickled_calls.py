@@ -112,16 +112,29 @@ def _are_sizes(value: Any) -> bool:
     return _is(value, "tuple") and all(type(size) is int for size in value.inside)
 
 
-def _of_storage(storage: Any = None, offset: Any = None, size: Any = None, stride: Any = None, *_: Any) -> bool:
+def _of_storage(
+    storage: Any = None, offset: Any = None, size: Any = None, stride: Any = None, trained: Any = None, *rest: Any
+) -> bool:
     if not (isinstance(storage, Storage) and type(offset) is int and _are_sizes(size) and _are_sizes(stride)):
+        return False
+    if not (rest and _are_hooks(rest[0]) and all(_is(one, "dict") or isinstance(one, Name) for one in rest[1:])):
         return False
     # `expand` has strides of 0. Other views of more elements than there are come of `unfold`, and have few.
     apart = [one for one, step in zip(size.inside, stride.inside, strict=False) if step]
     return math.prod(apart) <= max(storage.size, _FEW)
 
 
-def _with_state(value: Any = None, *rest: Any) -> bool:
-    return _is_tensor(value) and len(rest) == 3 and _are_attributes(rest[2])
+def _are_hooks(value: Any) -> bool:
+    """Whether a value is what `torch.save` has in the place of a tensor's hooks; `judgement` sees that it is empty."""
+    return value is None or (isinstance(value, Made) and value.name == "collections.OrderedDict")
+
+
+def _parameter(value: Any = None, trained: Any = None, hooks: Any = None, *rest: Any) -> bool:
+    return _is_tensor(value) and _are_hooks(hooks) and not rest
+
+
+def _with_state(value: Any = None, trained: Any = None, hooks: Any = None, *rest: Any) -> bool:
+    return _parameter(value, trained, hooks) and len(rest) == 1 and _are_attributes(rest[0])
 
 
 def _are_attributes(state: Any) -> bool:
@@ -172,5 +185,5 @@ _ARGUMENTS: dict[str, Callable[..., bool]] = {
     "torch._utils._rebuild_sparse_tensor": _sparse,
     **dict.fromkeys(_OF_STORAGE, _of_storage),
     "torch._utils._rebuild_parameter_with_state": _with_state,
-    **dict.fromkeys(("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"), _is_tensor),
+    **dict.fromkeys(("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"), _parameter),
 }
