@@ -65,12 +65,12 @@ def save(model: nn.Module, spec: str | None, folder: Path, *, force: bool) -> No
         ),
         **{name: partial(_write_text, text) for name, text in texts.items() if text is not None},
     }
-    atomic.write_together(folder, fills, DESCRIPTION, force=force)
+    atomic.write_together(folder, fills, DESCRIPTION, FILES, force=force)
 
 
 def check(folder: Path, *, force: bool) -> None:
     """`SaveError` where `save` would fail for a reason that shows before the work is done."""
-    atomic.recover(folder, DESCRIPTION)
+    atomic.recover(folder, DESCRIPTION, FILES)
     if folder.is_dir() and not (folder / DESCRIPTION).exists():
         taken = [name for name in (hub.WEIGHTS, hub.CONFIG, UPSAMPLERS) if (folder / name).exists()]
         if taken:
@@ -118,6 +118,8 @@ def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
     if model is None:
         return check_parts(hub.open_folder(folder), str(folder))
     made = hub.open_folder(folder, model)
+    if made is model:
+        return model
     budget = Budget(made.state_dict(), str(folder))
     pairs = [(part, model.get_submodule(path)) for path, part in made.named_modules() if is_patched(part)]
     with unpatched_on_error(*(mine for _, mine in pairs)):
@@ -177,7 +179,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 def finish_save(folder: Path) -> None:
     """Put the files of a save that was cut off in their places, with a warning; they are all there."""
     try:
-        atomic.recover(folder, DESCRIPTION)
+        atomic.recover(folder, DESCRIPTION, FILES)
     except SaveError as error:
         raise SourceError(
             f"{folder} is not whole: a save into it was cut off, and it cannot be finished. {error}"

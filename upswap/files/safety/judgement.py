@@ -84,8 +84,9 @@ def judged(
         if id(value) in holders:
             continue
         holders[id(value)] = (value, holder)
-        if id(value) in foreign:
-            names.add(foreign[id(value)])
+        name = foreign.get(id(value)) or foreign.get(id(type(value)))
+        if name is not None:
+            names.add(name)
             continue
         try:
             queue += [(part, value) for part in judge.inside(value)]

@@ -17,6 +17,7 @@ from ...errors import UntrustedFileError
 CALLED = frozenset(
     {
         "_codecs.encode",
+        "builtins.bytearray",
         "builtins.complex",
         "builtins.set",
         "collections.Counter",
@@ -40,16 +41,17 @@ class Made:
     """A container or instance that a pickle makes: what goes into it, and how deep its tuples nest.
 
     `kind` is `tuple`, `list`, `dict` or `set`; or it is called, and `name` is what is called. `keys` are those of a dict.
-    `states` are what BUILD gives an instance.
+    `states` are what BUILD gives an instance. `listed` says that it is appended to.
     """
 
-    __slots__ = ("inside", "keys", "kind", "name", "nested", "states", "unfolded")
+    __slots__ = ("inside", "keys", "kind", "listed", "name", "nested", "states", "unfolded")
 
     def __init__(self, among: list[Made], inside: list[Any], kind: str = "", nested: int = 0, name: str = "") -> None:
         among.append(self)
         self.inside, self.kind, self.nested, self.name = inside, kind, nested, name
         self.keys: list[Any] = []
         self.states: list[Any] = []
+        self.listed = False
         self.unfolded = 0  # not known
 
 
@@ -106,6 +108,10 @@ def _is_whole(value: Any) -> bool:
         return False
     storage, _, size = value.inside[0].inside[:3]
     return math.prod(size.inside) <= max(storage.size, _FEW)
+
+
+def _are_bytes(value: Any) -> bool:
+    return isinstance(value, Made) and value.name == "_codecs.encode"
 
 
 def _are_sizes(value: Any) -> bool:
@@ -171,6 +177,7 @@ _TENSORS = frozenset(
 # number can have any number of elements, and a stand-in may have no attributes of the file's.
 _ARGUMENTS: dict[str, Callable[..., bool]] = {
     "_codecs.encode": lambda text=None, *_: type(text) is str,
+    "builtins.bytearray": lambda *parts: len(parts) < 2 and all(map(_are_bytes, parts)),
     "builtins.complex": lambda *parts: all(type(part) in (int, float) for part in parts),
     "builtins.set": lambda *items: all(_is(item, "list") for item in items),
     "collections.Counter": lambda *items: all(_is(item, "dict") for item in items),
