@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -100,6 +101,19 @@ def test_a_bad_option_leaves_the_model_as_it_was(options: dict[str, object], err
         upswap.patch(model, **options)  # type: ignore[arg-type]
     assert list(model.state_dict()) == list(build().state_dict())
     assert set(model.__dict__) == set(build().__dict__)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_optimizer_that_takes_no_more_leaves_the_model_as_it_was(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monkeypatch.setattr(optimizer, "add_param_group", Mock(side_effect=error))
+    with pytest.raises(error):
+        upswap.patch(model, optimizer=optimizer)
+    assert not upswap.is_patched(model)
+    assert list(model.state_dict()) == list(build().state_dict())
 
 
 def test_groups_that_do_not_divide_are_reported_or_refused() -> None:

@@ -102,41 +102,36 @@ def patch(
             UpswapWarning,
             stacklevel=2,
         )
-    before = rewrite.is_patched(host)
-    if before:
-        count = len(rewrite.plan_of(host).swapped)
-        warnings.warn(
-            f"this {type(host).__name__} is patched already ({count} upsamplers); nothing was changed. "
-            "upswap.unpatch(model) first to patch it in another way.",
-            UpswapWarning,
-            stacklevel=2,
-        )
-    elif plan is None:
-        asked = make_options(
-            upsampler,
-            kinds=kinds,
-            include=include,
-            exclude=exclude,
-            overrides=overrides,
-            strict=strict,
-            share_layers=share_layers,
-            **options,
-        )
-        operation = Operation(host, example_inputs, asked)
-        operation.check_swaps()
-        model = model if inplace else copy.deepcopy(model)
-        operation.apply(held(model))
-    else:
-        rewritings = check_plan(host, plan)
-        model = model if inplace else copy.deepcopy(model)
-        rewrite.apply(held(model), plan, rewritings)
-    if optimizer is not None:
-        try:
+    with rewrite.unpatched_on_error(host):
+        if rewrite.is_patched(host):
+            count = len(rewrite.plan_of(host).swapped)
+            warnings.warn(
+                f"this {type(host).__name__} is patched already ({count} upsamplers); nothing was changed. "
+                "upswap.unpatch(model) first to patch it in another way.",
+                UpswapWarning,
+                stacklevel=2,
+            )
+        elif plan is None:
+            asked = make_options(
+                upsampler,
+                kinds=kinds,
+                include=include,
+                exclude=exclude,
+                overrides=overrides,
+                strict=strict,
+                share_layers=share_layers,
+                **options,
+            )
+            operation = Operation(host, example_inputs, asked)
+            operation.check_swaps()
+            model = model if inplace else copy.deepcopy(model)
+            operation.apply(held(model))
+        else:
+            rewritings = check_plan(host, plan)
+            model = model if inplace else copy.deepcopy(model)
+            rewrite.apply(held(model), plan, rewritings)
+        if optimizer is not None:
             add_to_optimizer(model, optimizer)
-        except Exception:
-            if not before:
-                rewrite.undo(host)
-            raise
     return model
 
 

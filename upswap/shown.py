@@ -10,7 +10,7 @@ import contextlib
 import csv
 import html
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 #: What makes a cell a formula, also in the wide form that spreadsheets read alike.
@@ -38,6 +38,12 @@ def one_line(text: object, most: int | None = None) -> str:
     text = str(text)
     cut = shown(text if most is None or len(text) <= most else f"{text[:most]}...")
     return "".join(_escape(c) if c in "\n\t" else c for c in cut)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, in a line, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(one_line(name) for name in names[:most]) + more
 
 
 def _escape(character: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -243,6 +244,19 @@ def test_a_refusal_after_the_patch_leaves_the_original() -> None:
         upswap.load(trained().state_dict(), original)
     assert_as_before(original, before)
     assert not upswap.is_patched(original)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_after_the_patch_leaves_the_original(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state_dict = trained().state_dict()
+    monkeypatch.setattr("upswap.files.adopt.assign", Mock(side_effect=error))
+    original = tiny()
+    before = state_of(original)
+    with pytest.raises(error):
+        upswap.load(state_dict, original)
+    assert_as_before(original, before)
 
 
 def test_a_model_that_needs_inputs_of_its_own() -> None:

@@ -66,7 +66,7 @@ def check_together_whole(folder: Path, kept: bool) -> None:
     """Once what a kill cut off is finished, files of one save, or none where there were none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UpswapWarning)
-        atomic.recover(folder, "upswap.json")
+        atomic.recover(folder, "upswap.json", NAMES)
     if (folder / "upswap.json").exists():
         assert len({(folder / name).read_text() for name in NAMES}) == 1, names(folder)
     else:

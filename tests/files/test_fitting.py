@@ -185,3 +185,19 @@ def test_a_partial_fit_names_what_differs_and_what_is_near(trained: nn.Module, t
         SourceError, match=r"missing: straight.conv.weight \(near it in the file: straight.conv1.weight\)"
     ):
         open_source(SPEC, weights=tmp_path / "w.pt")
+
+
+def test_a_name_stays_in_its_line(tmp_path: Path) -> None:
+    """A key of a stranger's may not say something of its own beside the message."""
+    odd = "a\nnote: all is well"
+    files = {
+        "unexpected": {**tiny().state_dict(), odd: torch.zeros(1)},
+        "several": {odd: tiny().state_dict(), "b": {name: value + 1 for name, value in tiny().state_dict().items()}},
+        "patched": {**upswap.patch(tiny(), image()).state_dict(), odd: torch.zeros(1)},
+    }
+    for name, contents in files.items():
+        torch.save(contents, tmp_path / f"{name}.pt")
+        with pytest.raises(SourceError) as caught:
+            upswap.load(tmp_path / f"{name}.pt", tiny())
+        assert "note: all is well" in str(caught.value)
+        assert not any(line.startswith("note:") for line in str(caught.value).splitlines())

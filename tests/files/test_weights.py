@@ -52,12 +52,24 @@ def test_what_no_loop_should_need_does_not_stand_in_the_way(
         def __setstate__(self, state: Any) -> None:
             pytest.fail("code of a class in the file ran")
 
-    for cls in (Settings, Log):
+    class Rows(list):
+        pass
+
+    class Marked(torch.Tensor):  # as fastai's
+        pass
+
+    for cls in (Settings, Log, Rows, Marked):
         cls.__module__, cls.__qualname__ = "tiny_host", cls.__name__
         monkeypatch.setattr(f"tiny_host.{cls.__name__}", cls, raising=False)
     log = Log()
     log.rows = [1.0]
-    rest = {"cfg": Settings(lr=1), "log": log, "args": argparse.Namespace(lr=1), "kind": Log, "path": Path("a")}
+    frozen = Settings(lr=1)
+    frozen.immutable = True  # as yacs's
+    rows = Rows([1.0, {"lr": 2}])
+    marked = [torch.zeros(2).as_subclass(Marked), nn.Parameter(torch.zeros(2)).as_subclass(Marked)]
+    marked[0].shown = "as an image"
+    rest = {"frozen": frozen, "rows": rows, "marked": marked, "noise": [bytearray(b"ab\xff"), bytearray()]}
+    rest |= {"cfg": Settings(lr=1), "log": log, "args": argparse.Namespace(lr=1), "kind": Log, "path": Path("a")}
     torch.save({"model": trained.state_dict(), **rest}, tmp_path / "w.pt")
     source = open_source(SPEC, weights=tmp_path / "w.pt")
     assert torch.equal(source.model(image()), trained(image()))
@@ -68,6 +80,11 @@ def test_what_no_loop_should_need_does_not_stand_in_the_way(
     with pytest.raises(upswap.UntrustedFileError, match=r"tiny_host\.Settings: not in a package") as caught:
         upswap.load(tmp_path / "odd.pt")
     assert "tiny_host.Log" not in str(caught.value)
+    for value, says in ((rows, "Rows"), (marked, "Marked"), (frozen, "Settings"), (rest["noise"], "bytearray")):
+        odd.cfg = value
+        torch.save({"model": odd, **rest}, tmp_path / "odd.pt")
+        with pytest.raises(upswap.UntrustedFileError, match=says):
+            upswap.load(tmp_path / "odd.pt")
     torch.save({"model": nn.Conv2d(1, 1, 1), **rest}, tmp_path / "even.pt")
     assert isinstance(upswap.load(tmp_path / "even.pt"), nn.Conv2d)
 

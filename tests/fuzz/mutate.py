@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickletools
 import random
 import re
 import struct
@@ -12,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .calls import GET, PUT, argument, bounds_of, shared_text
 from .odd import COUNTS, NAMES, ODD, SPECS
 
 Mutation = Callable[[random.Random, bytes, bytes], bytes]
@@ -94,16 +94,6 @@ def _in_pickle(change: Callable[[random.Random, bytes], bytes]) -> Mutation:
     return mutation
 
 
-def _bounds(pickled: bytes) -> list[tuple[str, int, int]]:
-    """(instruction, start, end) for a whole pickle; none for one that is broken already."""
-    try:
-        found = [(code.name, position) for code, _, position in pickletools.genops(pickled)]
-    except ValueError:
-        return []
-    ends = [position for _, position in found[1:]] + [len(pickled)]
-    return [(name, start, end) for (name, start), end in zip(found, ends, strict=True)]
-
-
 def _bits(rng: random.Random, pickled: bytes) -> bytes:
     return flipped(rng, pickled, b"")
 
@@ -119,7 +109,7 @@ def _global(rng: random.Random, pickled: bytes) -> bytes:
 
 
 def _instruction(rng: random.Random, pickled: bytes) -> bytes:
-    bounds = _bounds(pickled)
+    bounds = bounds_of(pickled)
     if not bounds:
         return pickled
     _, start, end = rng.choice(bounds)
@@ -138,7 +128,7 @@ def _instruction(rng: random.Random, pickled: bytes) -> bytes:
 
 
 def _removed(rng: random.Random, pickled: bytes) -> bytes:
-    bounds = _bounds(pickled)
+    bounds = bounds_of(pickled)
     if not bounds:
         return pickled
     _, start, end = rng.choice(bounds)
@@ -146,7 +136,7 @@ def _removed(rng: random.Random, pickled: bytes) -> bytes:
 
 
 def _moved(rng: random.Random, pickled: bytes) -> bytes:
-    bounds = _bounds(pickled)
+    bounds = bounds_of(pickled)
     if not bounds:
         return pickled
     (_, a, b), (_, c, d) = sorted((rng.choice(bounds), rng.choice(bounds)), key=lambda bound: bound[1])
@@ -156,7 +146,7 @@ def _moved(rng: random.Random, pickled: bytes) -> bytes:
 def _value(rng: random.Random, pickled: bytes) -> bytes:
     """A text, number or constant replaced by another, of right length."""
     kinds = ("BINUNICODE", "BININT", "BININT1", "BININT2", "BINFLOAT", "NONE", "NEWTRUE", "NEWFALSE", "LONG1")
-    bounds = [bound for bound in _bounds(pickled) if bound[0] in kinds]
+    bounds = [bound for bound in bounds_of(pickled) if bound[0] in kinds]
     if not bounds:
         return pickled
     kind, start, end = rng.choice(bounds)
@@ -177,12 +167,9 @@ def _value(rng: random.Random, pickled: bytes) -> bytes:
     return pickled[:start] + new + pickled[end:]
 
 
-_PUT, _GET = b"r\x40\x42\x0f\x00", b"j\x40\x42\x0f\x00"  # a place of the memo that no file has
-
-
 def _shared(rng: random.Random, pickled: bytes) -> bytes:
     """A value in the place of another, or beside one: containers that have the one below twice, and so on."""
-    bounds = _bounds(pickled)
+    bounds = bounds_of(pickled)
     if not bounds:
         return pickled
     value = rng.choice((b"N", b"K\x01", b"}", b"]"))
@@ -190,7 +177,7 @@ def _shared(rng: random.Random, pickled: bytes) -> bytes:
         ((b"](", b"", b"e"), (b"}(K\x01", b"K\x02", b"u"), (b"", b"", b"\x86"), (b"(", b"", b"t"))
     )
     for _ in range(rng.choice((3, 12, 25, 60))):
-        value = begin + value + _PUT + between + _GET + end
+        value = begin + value + PUT + between + GET + end
     kinds = ("NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "BININT1", "BINUNICODE")
     _, start, stop = rng.choice([bound for bound in bounds if bound[0] in kinds] or bounds)
     value = rng.choice((value, value, b"cbuiltins\nset\n](" + value + b"e\x85R", b"}" + value + b"Ns"))
@@ -199,7 +186,7 @@ def _shared(rng: random.Random, pickled: bytes) -> bytes:
 
 def _count(rng: random.Random, pickled: bytes) -> bytes:
     """A number replaced by one that nobody wants to count to."""
-    bounds = [bound for bound in _bounds(pickled) if bound[0] in ("BININT", "BININT1", "BININT2", "LONG1")]
+    bounds = [bound for bound in bounds_of(pickled) if bound[0] in ("BININT", "BININT1", "BININT2", "LONG1")]
     if not bounds:
         return pickled
     _, start, end = rng.choice(bounds)
@@ -255,12 +242,18 @@ def _at(value: Any, path: tuple[Any, ...]) -> Any:
     return value
 
 
+#: As many entries as a value may have to be changed once more: a list that is made longer may hold one that was before.
+_MOST_ENTRIES = 20_000
+
+
 def edited(rng: random.Random, value: Any) -> Any:
     """A JSON value with some entries replaced, removed, doubled or taken from elsewhere in it."""
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         places = _places(value)
         if not places:
             return rng.choice(ODD)
+        if len(places) > _MOST_ENTRIES:
+            break
         path = rng.choice(places)
         if rng.random() < 0.5:  # the entries of sites, which are deeper and many, are not all there is
             path = path[: rng.randrange(1, len(path) + 1)]
@@ -290,6 +283,8 @@ def counted(rng: random.Random, value: Any) -> Any:
     """A JSON value with numbers that nobody wants to count to, and with lists that are far longer."""
     for _ in range(rng.choice((1, 1, 2, 5))):
         places = _places(value)
+        if len(places) > _MOST_ENTRIES:
+            break
         numbers = [path for path in places if type(_at(value, path)) in (int, float)]
         lists = [path for path in places if isinstance(_at(value, path), list) and _at(value, path)]
         if lists and (not numbers or rng.random() < 0.4):
@@ -416,7 +411,8 @@ PT: dict[str, Mutation] = {
     "pickle: bits": _in_pickle(_bits), "pickle: global": _in_pickle(_global),
     "pickle: instruction": _in_pickle(_instruction), "pickle: removed": _in_pickle(_removed),
     "pickle: moved": _in_pickle(_moved), "pickle: value": _in_pickle(_value),
-    "pickle: shared": _in_pickle(_shared), "pickle: count": _in_pickle(_count), "zip records": records_changed,
+    "pickle: shared": _in_pickle(_shared), "pickle: count": _in_pickle(_count),
+    "pickle: argument": _in_pickle(argument), "pickle: shared text": _in_pickle(shared_text), "zip records": records_changed,
 }  # fmt: skip
 SAFETENSORS: dict[str, Mutation] = {
     "header: description": description_entries, "header: counts": description_counts,

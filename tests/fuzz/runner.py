@@ -24,8 +24,9 @@ from .guard import Outcome, Watch, limit_memory, watched
 from .mutate import mutated
 from .seeds import Seed, seeds, write
 
-#: Seconds after which a process that has said nothing is taken to hang; more than `guard.SECONDS`, on a busy machine.
-HANGS = 60.0
+#: Seconds, also for each MiB of the files, after which a process that has said nothing is taken to hang; more than those of
+#: `guard`, which are of processor time, on a busy machine.
+HANGS, HANGS_EACH_MEBIBYTE = 60.0, 20.0
 
 LOADER = "upswap:load"
 LIBRARIES = ("monai.networks.nets", "timm", "torchvision", "transformers", "segmentation_models_pytorch", "numpy")
@@ -82,6 +83,7 @@ def _work(pipe: Connection, seed: int, originals: Sequence[Seed], loader: str, f
         while (number := pipe.recv()) is not None:
             _emptied(Path(name))
             case, chosen, files = make(seed, number, originals)
+            pipe.send(sum(map(len, files.values())) / 2**20)
             pipe.send((case, watched(load, write(chosen, files, Path(name)), watch)))
 
 
@@ -104,12 +106,12 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.number: int | None = None
-        self.since = time.monotonic()
+        self.since, self.mebibytes = time.monotonic(), 0.0
         self.ready = False
 
     def give(self, number: int) -> None:
         self.pipe.send(number)
-        self.number, self.since = number, time.monotonic()
+        self.number, self.since, self.mebibytes = number, time.monotonic(), 0.0
 
     def poll(self, hangs: float) -> Result | None:
         """What came of the file given last, None where it is still being loaded."""
@@ -119,11 +121,15 @@ class _Worker:
                 if found == "ready":
                     self.ready = True
                     return None
+                if isinstance(found, float):
+                    self.mebibytes = found
+                    return None
                 self.number = None
                 return Result(*found)
         except EOFError:
             self.process.join()
             return self._lost("died", f"the process died: exit code {self.process.exitcode}")
+        hangs += HANGS_EACH_MEBIBYTE * self.mebibytes
         if self.number is not None and time.monotonic() - self.since > hangs:
             return self._lost("hung", f"no end after {hangs:.0f} s")
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -42,6 +43,25 @@ def test_what_save_pretrained_wrote_comes_back(tmp_path: Path) -> None:
     assert_same(upswap.load(tmp_path / "a"), model)
     exported = torch.export.export(again, (IMAGES,))
     torch.testing.assert_close(exported.module()(IMAGES), again(IMAGES))
+
+
+@pytest.mark.filterwarnings("ignore:.*has the plan of a Unet")
+def test_a_model_that_is_passed_is_the_one_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the configuration describes is not built beside it, which may be of any size."""
+    model = train(patched(unet()))
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr("upswap.files.formats.host_folder.build", Mock(side_effect=AssertionError))
+    mine = unet()
+    assert upswap.load(tmp_path, mine) is mine
+    assert_same(mine, model)
+    assert upswap.plan_of(mine) == upswap.plan_of(model)
+    assert not mine.training
+    other = smp.FPN("resnet18", encoder_weights=None).eval()
+    names = list(other.state_dict())
+    with pytest.raises(upswap.UpswapError):
+        upswap.load(tmp_path, other)
+    assert not upswap.is_patched(other)
+    assert list(other.state_dict()) == names
 
 
 def test_smp_itself_is_loud_unless_it_is_told_not_to_be(tmp_path: Path) -> None:

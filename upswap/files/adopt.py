@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,22 +19,24 @@ from ..nn.registry import config_class
 from ..nn.state_dicts import options_in, shapes_at
 from ..plan.plan import Options, Plan
 from ..plan.site import Site
-from ..surgery.apply import added_keys, is_patched, undo
+from ..surgery.apply import added_keys, is_patched, unpatched_on_error
 from ..surgery.operation import Operation
 from ..surgery.options import make_options
 from ..surgery.selection import SWAPPABLE
 from ..surgery.wrappers import patched_models, the_patched, unwrapped
 from .finetuned import Way, changed, differing, distance, loaded
 from .formats import upsamplers as alone
+from .formats.pt import Contents
+from .reading import IN_MEMORY, Held
 from .state_dict import assign, below
-from .weights import Weights, WeightsSource, weights_for
+from .weights import Weights, weights_for
 
 #: A site, and the tensors of the upsampler there.
 _Found = tuple[Site, dict[str, torch.Tensor]]
 
 
-def adopt(model: nn.Module, source: WeightsSource, *, trust: Iterable[str] = (), key: str | None = None) -> Weights:
-    """Load weights into `model`, which is patched on the way where they are of a patched one and it is not.
+def adopt(model: nn.Module, held: Held | Contents, key: str | None = None) -> Weights:
+    """Load weights that were read into `model`, which is patched on the way where they are of a patched one and it is not.
 
     Raises:
         SourceError: as `weights_for`; or the model is patched in another way, or cannot be patched in the same. The model is
@@ -43,9 +45,9 @@ def adopt(model: nn.Module, source: WeightsSource, *, trust: Iterable[str] = (),
     inner = unwrapped(model)
     patched = any(map(is_patched, inner.modules()))
     try:
-        weights = weights_for(inner, source, trust=trust, key=key)
+        weights = weights_for(inner, held, key=key)
     except SourceError as error:
-        raise (_patched_otherwise(inner, source, trust, key) if patched else None) or error from None
+        raise (_patched_otherwise(inner, held, key) if patched else None) or error from None
     if weights.plan is not None:
         alone.put(the_patched(inner) if patched else model, weights.plan, weights.tensors, weights.path)
     elif not weights.added:
@@ -55,15 +57,13 @@ def adopt(model: nn.Module, source: WeightsSource, *, trust: Iterable[str] = (),
             f"{weights.path} does not hold the weights of this {type(inner).__name__}: {weights.unexpected}"
         )
     elif patched:
-        raise _other_patch(inner, source, weights.path, f": {weights.unexpected}")
+        raise _other_patch(inner, weights.path, f": {weights.unexpected}")
     else:
-        _patch_alike(model, weights, _call(source))
+        _patch_alike(model, weights, _call(weights.path))
     return weights
 
 
-def _patched_otherwise(
-    model: nn.Module, source: WeightsSource, trust: Iterable[str], key: str | None
-) -> SourceError | None:
+def _patched_otherwise(model: nn.Module, held: Held | Contents, key: str | None) -> SourceError | None:
     """The error for weights that fit the host of a patched model and not its upsamplers; None where they fit neither."""
     own = {
         f"{path}.{name}".removeprefix("."): name
@@ -71,27 +71,27 @@ def _patched_otherwise(
         for name in added_keys(at)
     }
     try:
-        weights = weights_for(model, source, trust=trust, key=key, without=own)
+        weights = weights_for(model, held, key=key, without=own)
     except SourceError:
         return None
     if not weights.added:
         return SourceError(
             f"{weights.path} has no upsamplers: it has the weights of the host of this patched {type(model).__name__} alone. "
-            f"Load them before the patch: {_call(source, 'upswap.unpatch(model)')}, then upswap.patch(model). To keep the "
+            f"Load them before the patch: {_call(weights.path, 'upswap.unpatch(model)')}, then upswap.patch(model). To keep the "
             'upsamplers as they are, upswap.save(model, "upsamplers.safetensors", only="upsamplers") first, and load that last'
         )
-    return _other_patch(model, source, weights.path) if weights.upsamplers else None
+    return _other_patch(model, weights.path) if weights.upsamplers else None
 
 
-def _other_patch(model: nn.Module, source: WeightsSource, path: str | Path, how: str = "") -> SourceError:
+def _other_patch(model: nn.Module, path: str | Path, how: str = "") -> SourceError:
     return SourceError(
         f"{path} has the weights of a {type(model).__name__} that was patched in another way than this one{how}. "
-        f"{_call(source, 'upswap.unpatch(model)')} patches it as they say"
+        f"{_call(path, 'upswap.unpatch(model)')} patches it as they say"
     )
 
 
-def _call(source: WeightsSource, model: str = "model") -> str:
-    return f"upswap.load({'state_dict' if isinstance(source, Mapping) else repr(str(source))}, {model})"
+def _call(path: str | Path, model: str = "model") -> str:
+    return f"upswap.load({'state_dict' if path == IN_MEMORY else repr(str(path))}, {model})"
 
 
 def _patch_alike(model: nn.Module, weights: Weights, call: str) -> None:
@@ -110,12 +110,9 @@ def _patch_alike(model: nn.Module, weights: Weights, call: str) -> None:
             f"{weights.path} has upsamplers, for which the model has to be patched: upswap.patch(model, example_inputs), "
             f"with the options it was patched with for the training; and {call}",
         ) from error
-    operation.apply()
-    try:
+    with unpatched_on_error(model):
+        operation.apply()
         assign(model, weights.tensors, weights.path)
-    except Exception:
-        undo(model)
-        raise
 
 
 class _Undecided(Exception):

@@ -12,7 +12,7 @@ import shutil
 import stat
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..errors import SaveError, UpswapWarning
@@ -63,13 +63,16 @@ def write_text(path: Path, text: str, *, force: bool = False) -> None:
     write(path, fill, force=force)
 
 
-def write_together(folder: Path, fills: Mapping[str, Fill], marker: str, *, force: bool = False) -> None:
+def write_together(
+    folder: Path, fills: Mapping[str, Fill], marker: str, names: Collection[str] = (), *, force: bool = False
+) -> None:
     """Write files of one folder, each by its entry in `fills`, so that a folder with the file `marker` is always whole.
 
     `marker`, one of them, says by being there that the others belong together. All are written as temporary files first
     and reach the disk. Then the old marker goes, the others take their names, and the new marker is the last to. The
     folder is made if it is missing. If anything fails on the way, the files that were there before are there again. If
-    the process is killed on the way, `recover` and the next `write_together` put the rest of the new files in place.
+    the process is killed on the way, `recover` and the next `write_together` put the rest of the new files in place. `names` are
+    those that others of this folder may write.
 
     Raises:
         SaveError: as for `write`; without `force`, where one of the files exists.
@@ -85,15 +88,16 @@ def write_together(folder: Path, fills: Mapping[str, Fill], marker: str, *, forc
             _fill(staged / name, fill, home / name)
         _sync_folder(staged)
         with _alone(home) as alone:
-            _finish(folder, home, marker, alone)
+            _finish(folder, home, marker, {*fills, *names}, alone)
             check_together(folder, fills, force=force)
             _exchange(home, staged, fills, marker)
 
 
-def recover(folder: Path, marker: str) -> None:
+def recover(folder: Path, marker: str, names: Collection[str]) -> None:
     """Finish a `write_together` that a kill cut off while its files took their places, and warn that this was done.
 
-    All of the new files are on the disk by then, and so it can always go on. Where a living process is at it, wait.
+    All of the new files are on the disk by then, and so it can always go on. Where a living process is at it, wait. Files of
+    other names than `names` are not put in place: what looks like a cut-off save may come from a stranger.
 
     Raises:
         SaveError: the files cannot be moved, in a folder that is read-only for example.
@@ -102,7 +106,7 @@ def recover(folder: Path, marker: str) -> None:
         home = Path(os.path.realpath(folder))
         if home.is_dir() and any(_is_complete(staged, home, marker) for staged in _beside(home / marker, "new")):
             with _alone(home) as alone:
-                _finish(folder, home, marker, alone)
+                _finish(folder, home, marker, names, alone)
 
 
 def check(path: Path, *, force: bool = False) -> None:
@@ -284,14 +288,14 @@ def _exchange(home: Path, staged: Path, names: Iterable[str], marker: str) -> No
     shutil.rmtree(waiting, ignore_errors=True)
 
 
-def _finish(folder: Path, home: Path, marker: str, alone: bool) -> None:
+def _finish(folder: Path, home: Path, marker: str, names: Collection[str], alone: bool) -> None:
     """Do the rest of each `_exchange` whose process is dead, and remove what it left behind."""
     for waiting in _beside(home / marker, "new"):
         if waiting.is_symlink() or not (alone or time.time() - waiting.stat().st_mtime > _ABANDONED):
             continue
         if _is_complete(waiting, home, marker):
             for name in os.listdir(waiting):
-                if name != marker and not name.endswith(_OLD):
+                if name != marker and name in names:
                     os.replace(waiting / name, home / name)
             _sync_folder(home)
             os.replace(waiting / marker, home / marker)

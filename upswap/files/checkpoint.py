@@ -34,8 +34,8 @@ from .formats import safetensors as portable
 from .formats import upsamplers as alone
 from .paths import check_no_key, check_readable, check_target, is_folder
 from .provenance import spec_of, why_not_built_by
+from .reading import WeightsSource, of_safetensors, read
 from .safety.time_limit import loading_within_bounds
-from .weights import WeightsSource
 
 
 def save(
@@ -127,7 +127,7 @@ def load(
         return load_source(path, model, trust=trust, key=key)[0]
     if model is None:
         raise OptionError("a state dict is no model: pass the one that it is of, upswap.load(state_dict, model)")
-    adopt(model, path, key=key)
+    adopt(model, read(path), key)
     return model
 
 
@@ -158,12 +158,12 @@ def _load(path: Path, model: nn.Module | None, trust: tuple[str, ...], key: str 
                 raise SourceError(alone.without_host(path, header))
         elif model is None:
             raise SourceError(_weights_alone(path, {"": tensors}))
-        return model, adopt(model, path, trust=trust, key=key).taken
+        return model, adopt(model, of_safetensors(tensors, header, path), key).taken
     contents = pickled.read(path, trust)
     if model is not None:
         if contents.is_model(""):
             raise OptionError(f"{path} holds a whole model; model= is for files of weights and for folders")
-        return model, adopt(model, path, trust=trust, key=key).taken
+        return model, adopt(model, contents, key).taken
     return _whole_model(contents, path, key)
 
 

@@ -22,6 +22,7 @@ from ..nn.state_dicts import options_in, shapes_at, upsamplers_in
 from ..plan.plan import Options, Override, Plan
 from ..plan.site import Site
 from ..probe.callsites.class_code import is_resize_layer
+from ..shown import listed, one_line
 from ..surgery.selection import SWAPPABLE, select
 from .formats import upsamplers as alone
 from .state_dict import assign, below
@@ -109,16 +110,18 @@ class _Patched:
             and shapes_at(site, plan.options.upsampler, site.config) != _shapes(self._inside[site.name])
         ]
         if other:
-            lines.append(f"  the upsamplers have other tensors at {_some(other)}")
+            lines.append(f"  the upsamplers have other tensors at {listed(other)}")
         if self._lost:
-            lines.append(f"  it has no upsampler at {_some([site.name for site in self._lost])}")
+            lines.append(f"  it has no upsampler at {listed([site.name for site in self._lost])}")
         for site in plan.kept:
             if site.name in self._inside:
                 what = f"kept: {site.why}" if site.kind in plan.options.kinds else site.kind
                 lines.append(f"  it has an upsampler at {site.name}, which is {what}")
-        lines += [f"  it has an upsampler at {path}, where this patch has no site" for path in self._elsewhere]
+        lines += [
+            f"  it has an upsampler at {one_line(path)}, where this patch has no site" for path in self._elsewhere
+        ]
         if self._rest:
-            lines.append(f"  unexpected: {_some([*self._rest])}")
+            lines.append(f"  unexpected: {listed([*self._rest])}")
         return lines
 
     def options(self) -> Options:
@@ -205,10 +208,6 @@ def loaded(site: Site, upsampler: str, config: Mapping[str, Any], tensors: Mappi
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _matched(name: str, patterns: Sequence[str]) -> bool:

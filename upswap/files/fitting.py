@@ -19,14 +19,12 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import SourceError
 from ..nn.state_dicts import upsamplers_in
+from ..shown import listed, one_line
 
 Tensors = Mapping[str, torch.Tensor]
 
 #: What wrappers inside a model add to a name, anywhere in it: torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-
-#: As many names as a message has of a kind.
-_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +71,7 @@ def choose(parts: Mapping[str, Tensors], own: Tensors, key: str | None, path: st
     odd = {name: found[way.names[name]] for way in ways for found in [parts[way.key]] for name in way.added}
     problems = [f"{name} {problem}" for name, tensor in odd.items() if (problem := no_memory(tensor))]
     if problems:
-        raise SourceError(f"{path} does not hold the weights of this {model}: {_listed(problems)}")
+        raise SourceError(f"{path} does not hold the weights of this {model}: {listed(problems)}")
     first, *others = ways
     if not all(_same(parts[first.key], first, parts[way.key], way) for way in others):
         raise several(path, {way.label(ways): len(way.names) for way in ways}, "weights")
@@ -83,13 +81,15 @@ def choose(parts: Mapping[str, Tensors], own: Tensors, key: str | None, path: st
 def several(path: str | Path, found: Mapping[str, int], what: str) -> SourceError:
     """The error for a file with several things that could be meant, by their keys, with the number of their tensors."""
     most = sorted(found.items(), key=lambda item: -item[1])[:10]
-    flags = [f"--key {shlex.quote(key)}" for key, _ in most]  # a key is a stranger's text, to be pasted into a shell
+    flags = [
+        one_line(f"--key {shlex.quote(key)}") for key, _ in most
+    ]  # a key is a stranger's text, to be pasted into a shell
     width = max(map(len, flags))
     rows = [f"  {flag:<{width}}  {count} tensors" for flag, (_, count) in zip(flags, most, strict=True)]
     return SourceError(
         f"{path} holds several {what} that could be meant. Choose one:",
         *rows,
-        f"In Python: key={json.dumps(most[0][0], ensure_ascii=False)}",
+        f"In Python: key={json.dumps(most[0][0])}",
     )
 
 
@@ -188,14 +188,10 @@ def differences(own: Tensors, found: Tensors) -> str:
     missing = [name for name in own if name not in found]
     unexpected = [name for name in found if name not in own]
     others = [f"{name} {how}" for name in own if name in found and (how := _difference(found[name], own[name]))]
-    near = {name: difflib.get_close_matches(name, unexpected, n=1, cutoff=0.8) for name in missing[:_SHOWN]}
+    near = {name: difflib.get_close_matches(name, unexpected, n=1, cutoff=0.8) for name in missing[:5]}
     told = [f"{name} (near it in the file: {near[name][0]})" if near.get(name) else name for name in missing]
-    groups = [(f"missing: {_listed(told)}", missing), (f"unexpected: {_listed(unexpected)}", unexpected)]
-    return "; ".join([text for text, names in groups if names] + ([_listed(others)] if others else []))
-
-
-def _listed(texts: list[str]) -> str:
-    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
+    groups = [(f"missing: {listed(told)}", missing), (f"unexpected: {listed(unexpected)}", unexpected)]
+    return "; ".join([text for text, names in groups if names] + ([listed(others)] if others else []))
 
 
 def _difference(found: torch.Tensor, own: torch.Tensor) -> str | None:

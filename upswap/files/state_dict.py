@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,7 +82,7 @@ def assign(
         cause = one_line("; ".join(refusals[:3]), 1000)
         raise SourceError(f"{path} does not hold the weights of this {type(model).__name__}: {cause}")
     try:
-        with _as_it_was(model):
+        with _as_it_was(model.modules()):
             if keep_dtype:
                 for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
                     if name in tensors and tensors[name].dtype != tensor.dtype:
@@ -105,15 +105,15 @@ def _load(model: nn.Module, tensors: Mapping[str, torch.Tensor], extra: Collecti
 
 
 @contextlib.contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Inside, an error leaves the model's tensors as they were.
+def _as_it_was(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, an error leaves the tensors of these modules, without their children's, as they were.
 
     Their values are kept in the CPU's memory meanwhile. A copy of the model to load into takes as much, on the model's device.
     Not every model can be copied.
     """
     places = [
         (module, name, tensor)
-        for module in model.modules()
+        for module in modules
         for named in (module.named_parameters, module.named_buffers)
         for name, tensor in named(recurse=False)
     ]
@@ -155,8 +155,9 @@ def assign_upsamplers(model: nn.Module, tensors: Mapping[str, torch.Tensor], pat
     except RuntimeError as error:
         cause = one_line(str(error), 500)
         raise SourceError(f"{path} does not hold the upsamplers of this {type(model).__name__}: {cause}") from error
-    for part, own in loads:
-        part.load_state_dict(own)
+    with _as_it_was(module for part, _ in loads for module in part.modules()):
+        for part, own in loads:
+            part.load_state_dict(own)
 
 
 def below(path: str, tensors: Mapping[str, T]) -> dict[str, T]:

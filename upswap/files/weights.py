@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import PlanError, SaveError, SourceError
+from ..errors import SourceError
 from ..nn.state_dicts import upsamplers_in
 from ..plan.plan import Plan
-from . import atomic
-from .fitting import Fit, choose, differences, keys_listed, several
-from .formats import description, folder
+from ..shown import listed
+from .fitting import Fit, choose, differences
+from .formats import description
 from .formats import pt as pickled
-from .formats import safetensors as portable
-from .formats import upsamplers as alone
-from .paths import check_no_key, check_readable, check_target, is_folder
-from .safety.time_limit import loading_within_bounds
+from .reading import Held, WeightsSource, read, tensors_in
 from .state_dict import assign
 
 
@@ -65,19 +60,9 @@ class Weights:
         return differences({}, odd or added)
 
 
-#: A file with weights, or what such a file would hold.
-WeightsSource = str | Path | Mapping[str, Any]
-
-#: What messages call weights that are in no file.
-_IN_MEMORY = "the state dict"
-
-#: How many keys lead to a state dict at most, as in files.
-_MOST_KEYS = 4
-
-
 def weights_for(
     model: nn.Module,
-    source: WeightsSource,
+    source: WeightsSource | Held | pickled.Contents,
     *,
     trust: Iterable[str] = (),
     key: str | None = None,
@@ -85,72 +70,32 @@ def weights_for(
 ) -> Weights:
     """The weights of `model` in a file: a state dict, a model of the same keys, or the checkpoint of a training loop.
 
-    Or those in a folder, of `save`'s or a host's. They may be given themselves in the place of the file. The entries `without` of
-    the model's state dict are not asked for.
+    Or those in a folder, of `save`'s or a host's. They may be given themselves in the place of the file, or as it was read. The
+    entries `without` of the model's state dict are not asked for.
 
     Raises:
         SourceError: the file holds no weights, or they are not those of this model; the keys that differ are named. Or
             several could be meant, and their keys are listed.
     """
-    own = {name: tensor for name, tensor in _tensors(model.state_dict()).items() if name not in without}
-    kind = type(model).__name__
-    if isinstance(source, Mapping):
-        found = dict(_state_dicts(source))
-        if not found:
-            raise SourceError(f"{_IN_MEMORY} has no tensors in it")
-        way = choose({part: _tensors(values) for part, values in found.items()}, own, key, _IN_MEMORY, kind)
-        return _taken(way, found[way.key], _IN_MEMORY, "state_dict", found[way.key])
-    path = Path(source)
-    trust = (trust,) if isinstance(trust, str) else tuple(trust)
-    if os.path.isdir(path):
-        check_no_key(path, key)
-        tensors = folder.weights_in(path)
-        return _taken(choose({"": tensors}, own, None, path, kind), tensors, path, "state_dict")
-    check_readable(path)
-    if portable.looks_like_one(path):
-        tensors, header = portable.read(path)
-        tensors = description.all_names(tensors, header, path)
-        if alone.is_alone(header):
-            with description.carried_out(model, path):
-                plan = description.checked_plan(header.get("plan"), model, path)
-            said = f"{len(tensors)} tensors of {len(plan.swapped)} upsamplers"
-            return Weights(tensors, tuple(tensors), path, said, plan)
-        way = choose({"": tensors}, own, key, path, kind)
-        return _taken(way, tensors, path, "state_dict")
-    with loading_within_bounds(path) if not trust else contextlib.nullcontext():
-        contents = pickled.read(path, trust)
-        weights = contents.weights
+    held = source if isinstance(source, Held | pickled.Contents) else read(source, trust, key)
+    if isinstance(held, Held) and held.plan is not None:
+        return _of_upsamplers(model, held, held.plan)
+    own = {name: tensor for name, tensor in tensors_in(model.state_dict()).items() if name not in without}
+    with held.bounded():
+        weights = held.weights
         if not weights:
-            raise contents.nothing()
-        way = choose(weights, own, key, path, kind)
-        what = "model" if contents.is_model(way.key) else "state_dict"
-        return _taken(way, contents.state_dict(way.key), path, what, contents.names(way.key))
+            raise held.nothing()
+        way = choose(weights, own, key, held.path, type(model).__name__)
+        what = "model" if held.is_model(way.key) else "state_dict"
+        return _taken(way, held.state_dict(way.key), held.path, what, held.names(way.key))
 
 
-def _tensors(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Without what layers keep among them as their extra state."""
-    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-
-
-def _state_dicts(value: Mapping[Any, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The state dicts in a dict of a training loop, with the keys that lead to each; as `pt.Contents` finds them in a file."""
-    named = {name: found for name, found in value.items() if isinstance(name, str)}
-    if 2 * len(_tensors(named)) > len(value):
-        yield ".".join(keys), named
-    elif len(keys) < _MOST_KEYS:
-        for name, found in named.items():
-            inner = found.state_dict() if isinstance(found, nn.Module) else found
-            if isinstance(inner, Mapping):
-                yield from _state_dicts(inner, (*keys, name))
-
-
-def plan_alone(path: str | Path) -> Plan | None:
-    """The Plan in a file that holds upsamplers alone, for reading; None of any other path or spec."""
-    path = Path(path)
-    if not path.is_file() or not portable.looks_like_one(path):
-        return None
-    header = portable.read(path)[1]
-    return Plan.from_dict(header.get("plan", {})) if alone.is_alone(header) else None
+def _of_upsamplers(model: nn.Module, held: Held, found: Mapping[str, Any]) -> Weights:
+    tensors = held.weights[""]
+    with description.carried_out(model, held.path):
+        plan = description.checked_plan(found, model, Path(held.path))
+    said = f"{len(tensors)} tensors of {len(plan.swapped)} upsamplers"
+    return Weights(tensors, tuple(tensors), held.path, said, plan)
 
 
 def _taken(
@@ -168,8 +113,7 @@ def _taken(
     known = {*way.names.values(), *way.outside}
     left = (*way.outside, *(name for name in entries if name not in known))
     if left:
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        parts.append(f"left out {', '.join(left[:3])}{more}")
+        parts.append(f"left out {listed(left, 3)}")
     return Weights({name: tensors[old] for name, old in names.items()}, way.added, path, ", ".join(parts))
 
 
@@ -195,66 +139,3 @@ def load_weights(
     if weights.plan is None:
         assign(model, weights.host, weights.path)
     return weights
-
-
-def patched_weights(path: str | Path, *, trust: Iterable[str] = (), key: str | None = None) -> Weights | None:
-    """The weights in a file that has a patched model's weights alone, with those of upsamplers as `added`, all by the names in
-    the file. None where the file has a model, or nothing of the kind.
-
-    Raises:
-        PlanError: there are no upsamplers among the weights.
-        SourceError: several could be meant, and their keys are listed.
-    """
-    path = Path(path)
-    if os.path.isdir(path):
-        return None
-    check_readable(path)
-    if portable.looks_like_one(path):
-        tensors, header = portable.read(path)
-        if alone.is_alone(header):
-            raise PlanError(f"{path} holds upsamplers alone: there is no host in it to be taken out of")
-        return None if header else _without_upsamplers("", tensors, path)
-    trust = (trust,) if isinstance(trust, str) else tuple(trust)
-    with loading_within_bounds(path) if not trust else contextlib.nullcontext():
-        contents = pickled.read(path, trust)
-        weights = contents.weights
-        if contents.models or not weights:
-            return None
-        patched = {name: len(found) for name, found in weights.items() if upsamplers_in(found)}
-        if key is not None:
-            if key not in weights:
-                raise SourceError(f"{path} has no weights under {key!r}; it has {keys_listed(weights)}")
-            patched = {key: 0}
-        if len(patched) > 1:
-            raise several(path, patched, "weights")
-        meant = next(iter(patched), next(iter(weights)))
-        return _without_upsamplers(meant, contents.state_dict(meant), path)
-
-
-def _without_upsamplers(key: str, tensors: Mapping[str, torch.Tensor], path: Path) -> Weights:
-    found = upsamplers_in(tensors)
-    if not found:
-        raise PlanError(f"{path} holds weights without upsamplers: there is nothing to take out")
-    below = tuple(f"{upsampler}." for upsampler in found)
-    added = tuple(name for name in tensors if name.startswith(below))
-    of = f"state_dict of {key!r}" if key else "state_dict"
-    left = f"{len(tensors) - len(added)} tensors, left out {len(added)} of {', '.join(found[:3])}"
-    return Weights(tensors, added, path, f"{of}, {left}{' and so on' if len(found) > 3 else ''}")
-
-
-def save_weights(
-    tensors: Mapping[str, torch.Tensor], path: str | Path, *, source: str | Path | None = None, force: bool = False
-) -> Path:
-    """Write a state dict to a `.pt` or `.safetensors`; raises as `save`."""
-    path = Path(path)
-    check_target(path, source=source, force=force)
-    if path.suffix == ".safetensors":
-        apart = {name: tensor.clone() for name, tensor in tensors.items()}  # the format has no shared memory
-        atomic.write(path, lambda file: portable.write(apart, {"format": "pt"}, file), force=force)
-    elif is_folder(path):
-        raise SaveError(
-            f"{path}: weights without a model go to a .pt or .safetensors; --original SOURCE makes it a model"
-        )
-    else:
-        atomic.write(path, lambda file: pickled.write(dict(tensors), file), force=force)
-    return path

@@ -7,6 +7,7 @@ failure leaves it as it was.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
@@ -155,6 +156,18 @@ def undo(model: nn.Module) -> None:
         del model.__dict__[_PLAN]
         host_config.drop(model, plan.to_json())
         unmark(model)
+
+
+@contextlib.contextmanager
+def unpatched_on_error(*models: nn.Module) -> Iterator[None]:
+    """Inside, whatever is raised, Ctrl-C too, leaves those of `models` unpatched that are not patched now."""
+    originals = [model for model in models if not is_patched(model)]
+    try:
+        yield
+    except BaseException:
+        for model in filter(is_patched, originals):
+            undo(model)
+        raise
 
 
 def _undo_module(model: nn.Module, module: nn.Module) -> None:

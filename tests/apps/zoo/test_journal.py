@@ -29,6 +29,26 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("name", ["report.csv", "report.html", "one.pt", "journal.jsonl"])
+def test_links_in_the_folder_of_a_run_are_not_written_through(name: str, place: Path, capsys: Captured) -> None:
+    """The folder, and its journal, may be somebody else's."""
+    models = listing(place, "make?name=one")
+    folder = place / "out"
+    assert run(["zoo", "list", models, "-o", "out"]) == 0
+    (target,) = folder.glob("*.pt")
+    file = target if name == "one.pt" else folder / name
+    mine = file.rename(place / "mine")
+    before = mine.read_bytes()
+    file.symlink_to(mine)
+    commands = [["list", models, "-o", "out", *extra] for extra in ([], ["--force"], ["--retry-failed"])]
+    commands += [["report", "out"]] if name in ("report.csv", "report.html") else []
+    for arguments in commands:
+        capsys.readouterr()
+        assert run(["zoo", *arguments]) == 1, arguments
+        assert f"{file.name} is a symbolic link" in capsys.readouterr().err
+        assert mine.read_bytes() == before
+
+
 # ---- reading
 
 

@@ -191,6 +191,19 @@ def test_what_a_folder_of_a_stranger_says_of_a_save_touches_nothing_else(tmp_pat
     assert sorted(os.listdir(victim)) == FILES
 
 
+def test_a_cut_off_save_of_a_strangers_brings_no_other_files(tmp_path: Path) -> None:
+    """Unpacked over somebody's own folder, it would write over what is there."""
+    folder = cut_off(tmp_path / "saved")
+    (folder / "train.py").write_text("mine")
+    (waiting,) = folder.glob(".upswap-*.new")
+    for name in ("train.py", ".bashrc", "train.py.old"):
+        (waiting / name).write_text("theirs")
+    with pytest.warns(UpswapWarning, match="was cut off"):
+        assert loaded(folder) == 2
+    assert (folder / "train.py").read_text() == "mine"
+    assert sorted(os.listdir(folder)) == [*FILES[:1], "train.py", *FILES[1:]]
+
+
 def test_without_locks_what_has_lain_for_a_minute_is_taken_for_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -605,18 +605,24 @@ def test_a_refused_plan_is_told(
     assert like is None or (not upswap.is_patched(like) and set(like.state_dict()) == names)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("form", ["hosts", "ours"])
 def test_an_error_that_nobody_foresaw_leaves_the_model_that_is_passed_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patched(segformer()).save_pretrained(tmp_path / "folder")
+    folder = tmp_path / "folder"
+    if form == "hosts":
+        patched(segformer()).save_pretrained(folder)
+    else:
+        upswap.save(patched(segformer()), folder)
 
     def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("unforeseen")
+        raise error("unforeseen")
 
-    monkeypatch.setattr("upswap.files.formats.folder.assign", fail)
+    monkeypatch.setattr(f"upswap.files.formats.{'folder' if form == 'hosts' else 'description'}.assign", fail)
     model = segformer()
-    with pytest.raises((RuntimeError, SourceError), match="unforeseen"):
-        upswap.load(tmp_path / "folder", model)
+    with pytest.raises((error, SourceError), match="unforeseen"):
+        upswap.load(folder, model)
     assert not upswap.is_patched(model)
     assert_same(model, segformer())
 

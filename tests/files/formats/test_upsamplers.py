@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 
 import upswap
 from tiny_host import Tiny, image, tiny
-from upswap import OptionError, PlanError, SaveError, SourceError
+from upswap import DySample, OptionError, PlanError, SaveError, SourceError
 from upswap.apps.cli import run
 from upswap.files.checkpoint import read_header, says_how_it_is_built
 from upswap.files.formats import safetensors as portable
@@ -213,6 +214,28 @@ def test_a_refusal_leaves_the_model_as_it_was(
         upswap.load(small, model)
     assert_as_before(model, before)
     assert upswap.is_patched(model) == patched
+
+
+@pytest.mark.parametrize("patched", [True, False])
+def test_ctrl_c_leaves_the_model_as_it_was(patched: bool, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(groups=4) if patched else tiny()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    before = state_of(model)
+    load, loads = DySample.load_state_dict, itertools.count()
+
+    def interrupted(self: nn.Module, *args: Any) -> Any:
+        result = load(self, *args)
+        # The copies take theirs first, then those of the model, which by then has half of them.
+        if next(loads) == len(upswap.plan_of(model).swapped) + 1:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(DySample, "load_state_dict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        upswap.load(small, model)
+    assert_as_before(model, before)
 
 
 def test_a_plan_that_does_not_fit_leaves_the_model_as_it_was(small: Path) -> None:

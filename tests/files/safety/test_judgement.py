@@ -108,6 +108,30 @@ def test_the_same_without_what_is_refused_loads(tmp_path: Path) -> None:
     assert got.b.type == "torch.nn.Identity"
 
 
+def test_a_dict_that_is_filled_after_the_load_holds_no_hooks_of_a_tensor(tmp_path: Path) -> None:
+    """Empty while the file is judged, and also where the model keeps what its code calls at other times."""
+    shared: OrderedDict[int, Any] = OrderedDict()
+    whole = module("linear.Identity", _parameters=named(weight=tensor(shared)), _forward_hooks=shared)
+    got = upswap.load(write_pt(tmp_path / "model.pt", pickled(whole)))
+    called: list[str] = []
+    got.register_forward_hook(lambda *_: called.append("forward"))
+    (got(torch.ones(1)) * got.weight).sum().backward()
+    assert called == ["forward"]
+    torch.save(got.weight, tmp_path / "weight.pt")
+    assert torch.equal(torch.load(tmp_path / "weight.pt", weights_only=True), got.weight)
+
+
+@pytest.mark.parametrize("hooks", [Global("torchvision.ops.boxes", "box_iou"), SET, 0, "", {0: 1}, (), relu(), MEMBER])
+@pytest.mark.parametrize("function", ["_rebuild_parameter", "_rebuild_tensor_v2"])
+def test_what_stands_where_a_tensor_has_its_hooks(function: str, hooks: Any, tmp_path: Path) -> None:
+    made = tensor(hooks)
+    if function == "_rebuild_tensor_v2":
+        made = made.args[0]
+        made.args = (*made.args[:-1], hooks)
+    with pytest.raises(UntrustedFileError, match="other arguments"):
+        upswap.load(write_pt(tmp_path / "weights.pt", pickled({"weight": made})))
+
+
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
 def test_a_refused_file_leaves_no_tensor_to_the_next_load(tmp_path: Path) -> None:
     """torch keeps sparse tensors in a list of the process, which it checks at the end of a load."""

@@ -30,6 +30,8 @@ def calls() -> dict[str, Any]:
     storage = Raw(b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ")
     return {
         "bytearray": Call(Global("builtins", "bytearray"), 10**12),
+        "bytearray of a codec of quadratic cost": Call(Global("builtins", "bytearray"), "é" * 10**6, "punycode"),
+        "bytearray of a tensor": Call(Global("builtins", "bytearray"), tensor(storage("0", 1), (10**9,), (0,))),
         "bytearray by its old name": Call(Global("__builtin__", "bytearray"), 10**12),
         "a tensor": Call(Global("torch", "Tensor"), 10**6, 10**6),
         "a legacy tensor": Call(Global("torch", "FloatTensor"), 10**12),
@@ -452,6 +454,7 @@ def _again() -> dict[str, bytes]:
     begin = b"\x80\x02}(" + _text("a") + long + b"qP" + _text("b")
     return {
         "bytes": _kept(b"](c_codecs\nencode\nqP" + long + latin + b"q\x51" + calls),
+        "bytearrays": _kept(b"](cbuiltins\nbytearray\nqPc_codecs\nencode\n" + long + latin + b"R\x85q\x51" + calls),
         "arrays": _kept(b"](c_codecs\nencode\n" + long + latin + b"RqP" + pickled(array)[2:-1] * 1000 + b"e"),
         "patterns": _kept(b"](cre\n_compile\nqP" + _text("[\x01-\uffff]" * 90) + b"K\x02\x86q\x51" + calls),
         "keys above parts": begin + weights + b"hP" + parts + b"u.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,19 @@ def test_one_that_comes_at_the_end_is_not_left_for_later(file: Path, monkeypatch
             refused += 1
         sum(range(100))
     assert refused
+
+
+@contextlib.contextmanager
+def _patient(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(time_limit, "_SECONDS", 60.0)
+    with loading_within_bounds(file):
+        yield
+
+
+def test_one_bound_inside_another_says_what_was_exceeded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outer = loading_within_bounds(file)
+    with pytest.raises(SourceError, match=r"it takes more than 1 s to load"), outer, _patient(file, monkeypatch):
+        _for_ever()
 
 
 def test_a_larger_file_may_take_longer(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

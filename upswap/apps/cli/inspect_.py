@@ -20,7 +20,7 @@ def inspect(**options: Any) -> None:
     """
     from ... import api
     from ...console import words
-    from ...files.weights import plan_alone
+    from ...files.reading import plan_alone
     from ...plan.table import sites_table
     from ...surgery.options import check_same_options
 

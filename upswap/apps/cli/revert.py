@@ -44,9 +44,9 @@ def revert(
     dict, the host's weights are saved under the names they have there; with --original, the model that they are of.
     """
     from ...console import words
+    from ...files.host_weights import patched_weights
     from ...files.naming import reverted_name
     from ...files.paths import check_target
-    from ...files.weights import patched_weights
 
     target = Path(output) if output else reverted_name(Path(patched))
     check_target(target, source=patched, force=force)
@@ -107,7 +107,7 @@ def _of_model(patched: str, original: str | None, key: str | None, trust: tuple[
 
 
 def _of_weights(weights: Weights, patched: str) -> _TakenOut:
-    from ...files.weights import save_weights
+    from ...files.host_weights import save_weights
 
     def save(target: Path, force: bool) -> Path:
         return save_weights(weights.host, target, source=patched, force=force)

@@ -324,12 +324,13 @@ def _dry_run(targets: dict[str, Path], as_json: bool) -> None:
 
 def _report(journal: Journal, rows: list[Row], as_json: bool) -> None:
     from ...files import atomic
-    from ..zoo.journal import REPORTS
+    from ..zoo.journal import REPORTS, check_no_links
     from ..zoo.page import to_html
     from ..zoo.report import to_csv, totals
 
     folder = journal.path.parent
     page = to_html(rows, f"upswap zoo: {folder.resolve().name}", journal.header())
+    check_no_links(folder, REPORTS)
     for name, text in zip(REPORTS, (to_csv(rows), page), strict=True):
         atomic.write_text(folder / name, text, force=True)
     if as_json:

@@ -49,7 +49,7 @@ class Journal:
         Raises:
             OptionError: the folder has the journal of a run with other settings; those that differ are named.
             SourceError: its journal is not one that this version reads, or of something else.
-            SaveError: a file of the run is there already and of no run, and `force` is not set.
+            SaveError: a file of the run is there already and of no run, and `force` is not set; or one is a symbolic link.
         """
         own = json.loads(json.dumps(settings.identity()))
         with self._reported():
@@ -58,6 +58,7 @@ class Journal:
             with self._open() as file:
                 self._check_settings(own)
                 found = dict(targets(self._targets))
+                check_no_links(self.path.parent, [FILE, *REPORTS, *(path.name for path in found.values())])
                 new = {source: path.name for source, path in found.items() if source not in self._targets}
                 self._check_free(new.values(), force=force)
                 if new:
@@ -232,6 +233,13 @@ class Journal:
 
     def _wrong(self, what: str) -> SourceError:
         return SourceError(f"{self.path}, line {self._lines + 1}: {what}")
+
+
+def check_no_links(folder: Path, names: Iterable[str]) -> None:
+    """`SaveError` where a file of a run is a link: a folder may be somebody else's, and its links lead to any file."""
+    link = next((folder / name for name in names if (folder / name).is_symlink()), None)
+    if link is not None:
+        raise SaveError(f"{link} is a symbolic link, which a run does not write through. Remove it")
 
 
 def _name(name: Any) -> str:

@@ -15,7 +15,7 @@ from ...architectures.spec import parse_stored
 from ...errors import OptionError, PlanError, SourceError, UntrustedFileError, UpswapError
 from ...plan.plan import Plan
 from ...shown import one_line
-from ...surgery.apply import is_patched, plan_of, undo
+from ...surgery.apply import is_patched, plan_of, unpatched_on_error
 from ...surgery.replay import apply_plan
 from ..safety import allowed_names as trusting
 from ..safety.instance_rules import check_parts
@@ -108,14 +108,12 @@ def carried_out(model: nn.Module | None, path: str | Path) -> Iterator[None]:
 
     The entries of a damaged or made-up description reach everything; whatever they raise becomes a `SourceError`.
     """
-    patched = model is not None and is_patched(model)
     try:
-        yield
+        with unpatched_on_error(*() if model is None else (model,)):
+            yield
+    except UpswapError:
+        raise
     except Exception as error:
-        if model is not None and is_patched(model) and not patched:
-            undo(model)
-        if isinstance(error, UpswapError):
-            raise
         cause = one_line((str(error).splitlines() or [""])[0], 300)
         raise SourceError(f"{path} describes a model that cannot be made: {type(error).__name__}: {cause}") from error
 

@@ -22,7 +22,7 @@ from torch import nn
 from ...architectures.rebuild import rebuild, rebuilds
 from ...architectures.spec import parse_stored
 from ...errors import SaveError, SourceError
-from ...surgery.apply import added_keys, is_patched, plan_of, undo
+from ...surgery.apply import added_keys, is_patched, plan_of, unpatched_on_error
 from ...surgery.replay import apply_plan
 from .. import atomic
 from ..provenance import same_modules
@@ -65,12 +65,12 @@ def save(model: nn.Module, spec: str | None, folder: Path, *, force: bool) -> No
         ),
         **{name: partial(_write_text, text) for name, text in texts.items() if text is not None},
     }
-    atomic.write_together(folder, fills, DESCRIPTION, force=force)
+    atomic.write_together(folder, fills, DESCRIPTION, FILES, force=force)
 
 
 def check(folder: Path, *, force: bool) -> None:
     """`SaveError` where `save` would fail for a reason that shows before the work is done."""
-    atomic.recover(folder, DESCRIPTION)
+    atomic.recover(folder, DESCRIPTION, FILES)
     if folder.is_dir() and not (folder / DESCRIPTION).exists():
         taken = [name for name in (hub.WEIGHTS, hub.CONFIG, UPSAMPLERS) if (folder / name).exists()]
         if taken:
@@ -118,19 +118,15 @@ def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
     if model is None:
         return check_parts(hub.open_folder(folder), str(folder))
     made = hub.open_folder(folder, model)
+    if made is model:
+        return model
     budget = Budget(made.state_dict(), str(folder))
-    patched: list[nn.Module] = []
-    try:
-        for path, part in made.named_modules():
-            mine = model.get_submodule(path) if is_patched(part) else None
-            if mine is not None and not is_patched(mine):
+    pairs = [(part, model.get_submodule(path)) for path, part in made.named_modules() if is_patched(part)]
+    with unpatched_on_error(*(mine for _, mine in pairs)):
+        for part, mine in pairs:
+            if not is_patched(mine):
                 apply_plan(mine, plan_of(part), budget.building, contextlib.nullcontext)
-                patched.append(mine)
         assign(model, made.state_dict(), folder, keep_dtype=True)
-    except Exception:
-        for mine in patched:
-            undo(mine)
-        raise
     return model.eval()
 
 
@@ -183,7 +179,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 def finish_save(folder: Path) -> None:
     """Put the files of a save that was cut off in their places, with a warning; they are all there."""
     try:
-        atomic.recover(folder, DESCRIPTION)
+        atomic.recover(folder, DESCRIPTION, FILES)
     except SaveError as error:
         raise SourceError(
             f"{folder} is not whole: a save into it was cut off, and it cannot be finished. {error}"

@@ -24,6 +24,8 @@ from ...architectures.packages import first_line, import_for
 from ...architectures.spec import Spec
 from ...errors import SourceError, UntrustedFileError, UpswapError, UpswapWarning
 from ...nn.state_dicts import upsamplers_in
+from ...shown import listed
+from ...surgery.apply import unpatched_on_error
 from ...surgery.replay import Within
 from ...surgery.rewritten_class import original_class
 from ..safety.memory_limit import Budget
@@ -55,7 +57,7 @@ def open_folder(folder: Path, like: nn.Module | None = None) -> nn.Module:
     """The model in a folder, with its weights, as the host's own `from_pretrained` gives it; patched where it was.
 
     Weights that the folder does not have, or has too many of, are named in an `UpswapWarning`. `like` is a model of the
-    caller's own, of whose class and configuration it then is.
+    caller's own, of whose class and configuration it then is; of SMP it is that model itself.
 
     Raises:
         SourceError: the folder is not one that transformers or SMP wrote, or they cannot load it; or it has upsamplers, and
@@ -66,7 +68,7 @@ def open_folder(folder: Path, like: nn.Module | None = None) -> nn.Module:
     model, left = open_host(folder, like)
     if left:
         raise SourceError(
-            f"{folder} has the weights of upsamplers at {_listed(upsamplers_in(left))}, and its {CONFIG} does not say how the "
+            f"{folder} has the weights of upsamplers at {listed(upsamplers_in(left))}, and its {CONFIG} does not say how the "
             f"model was patched. With the options it was patched with: upswap convert hf:{folder} --weights {folder} (in "
             f"Python: upswap.convert({f'hf:{folder}'!r}, weights={str(folder)!r}))"
         )
@@ -77,7 +79,7 @@ def open_host(folder: Path, like: nn.Module | None = None) -> tuple[nn.Module, d
     """As `open_folder`, with the weights of upsamplers of which the folder has no plan; the model is then the original."""
     config = _read_config(folder)
     with loading_within_bounds(folder) if like is None else contextlib.nullcontext():
-        return _open_smp(folder, config) if _SMP_CLASS in config else _open_transformers(folder, config, like)
+        return _open_smp(folder, config, like) if _SMP_CLASS in config else _open_transformers(folder, config, like)
 
 
 def has_plan(folder: Path) -> bool:
@@ -93,25 +95,40 @@ def state_dict_in(folder: Path) -> dict[str, torch.Tensor]:
     return {**model.state_dict(), **left}
 
 
-def _open_smp(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def _open_smp(
+    folder: Path, config: dict[str, Any], like: nn.Module | None
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     tensors = read_weights(folder)
     budget = Budget(tensors, str(folder))
     plan = host_config.kept_in(config)
     left: dict[str, torch.Tensor] = {}
-    with budget.building():
-        model = _build_smp(folder, config, tensors)
-        if not upsamplers_in(tensors):
-            if plan is not None:
-                _warn(f"{folder} has the plan of a patched model, and no weights of upsamplers: taken for the original")
-        elif plan is not None:
-            host_config.keep(model, plan)
-            patch_as_kept(model, budget, contextlib.nullcontext, budget.running)  # already inside `building`
-        else:
-            known = model.state_dict()
-            paths = tuple(f"{path}." for path in upsamplers_in(tensors))
-            left = {name: value for name, value in tensors.items() if name not in known and name.startswith(paths)}
-    assign(model, {name: value for name, value in tensors.items() if name not in left}, folder)
+    building, patched, running = _bounds(budget, like)
+    with unpatched_on_error(*() if like is None else (like,)):
+        with building():
+            model = _build_smp(folder, config, tensors) if like is None else like
+            if not upsamplers_in(tensors):
+                if plan is not None:
+                    _warn(
+                        f"{folder} has the plan of a patched model, and no weights of upsamplers: taken for the original"
+                    )
+            elif plan is not None:
+                patch_as_kept(model, budget, patched, running, plan)
+            else:
+                known = model.state_dict()
+                paths = tuple(f"{path}." for path in upsamplers_in(tensors))
+                left = {name: value for name, value in tensors.items() if name not in known and name.startswith(paths)}
+        kept = {name: value for name, value in tensors.items() if name not in left}
+        assign(model, kept, folder, keep_dtype=like is not None)
     return model.eval(), left
+
+
+def _bounds(budget: Budget, like: nn.Module | None) -> tuple[Within, Within, Within]:
+    """What a model is built in, patched, and run.
+
+    What the caller has may take what it takes; what a plan patches onto it is the folder's, as all of it is without one.
+    """
+    unbound: Within = contextlib.nullcontext
+    return (budget.building, unbound, budget.running) if like is None else (unbound, budget.building, unbound)
 
 
 def build_from_config(folder: Path, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -249,10 +266,7 @@ def _open_transformers(
     tensors = read_weights(folder)
     found: dict[str, Any] = {}
     budget = Budget(tensors, str(folder))
-    # What the caller has may take what it takes; what a plan patches onto it is the folder's, as all of it is without one.
-    unbound: Within = contextlib.nullcontext
-    bounds = (budget.building, unbound, budget.running) if like is None else (unbound, budget.building, unbound)
-    building, patched, running = bounds
+    building, patched, running = _bounds(budget, like)
     with _apart(folder), building():
         spec, cls, settings = (
             _transformers_class(folder, config, tensors) if like is None else _like(folder, config, like)
@@ -282,22 +296,18 @@ def _open_transformers(
         raise SourceError(f"{folder} does not hold the weights of a {cls.__name__}: none is of that model")
     if missing:
         # No error: published checkpoints lack weights that their model does not use.
-        _warn(f"{folder} does not hold {_listed(missing)} of a {cls.__name__}; random now, as transformers makes them")
+        _warn(f"{folder} does not hold {listed(missing)} of a {cls.__name__}; random now, as transformers makes them")
     spare = {name: tensors[name] for name in unexpected if name in tensors}
     paths = tuple(f"{path}." for path in upsamplers_in(spare))
     left = {name: tensor for name, tensor in spare.items() if name.startswith(paths)}
     others = [name for name in unexpected if name not in left]
     if others:
-        _warn(f"{folder} holds weights that are of no part of a {cls.__name__} and are left out: {_listed(others)}")
+        _warn(f"{folder} holds weights that are of no part of a {cls.__name__} and are left out: {listed(others)}")
     return cast(nn.Module, model), left
 
 
 def _warn(text: str) -> None:
     warnings.warn(text, UpswapWarning, stacklevel=5)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @contextlib.contextmanager

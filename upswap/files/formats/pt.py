@@ -15,20 +15,22 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import nn
 
 from ...errors import PlanError, SaveError, SourceError, UntrustedFileError, UpswapWarning
-from ...shown import one_line
+from ...shown import listed, one_line
 from ...surgery import apply as rewrite
+from ..parts import Kinds, parts
 from ..safety import allowed_names as trusting
 from ..safety import pickle_scan as screen
 from ..safety.instance_rules import LONGEST_NAME
 from ..safety.judgement import judged, made_real
 from ..safety.pickle_walks import check_tree
 from ..safety.stand_ins import Blank, Foreign, ForeignError, SafeGlobal
+from ..safety.time_limit import loading_within_bounds
 from .attributes import held_by
 from .envelope import enveloped
 
@@ -92,12 +94,12 @@ def _is_picklable(value: Any) -> bool:
 def warn_where_not_loadable(model: nn.Module, path: Path) -> None:
     """Tell now, not on loading, that a file needs more than the allow-list has, and where the model holds it."""
     try:
-        pickled = screen.archive(path)
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        pairs = trusting.safe_globals(names, str(path))
-        screen.instructions(pickled, names, trusting.restoring(pairs))
-        # torch checks the indices of sparse tensors, which have to be read for it.
-        judged(_unpickled(path, pairs, "cpu" if b"_rebuild_sparse_tensor" in pickled else "meta"))
+        with open(path, "rb") as file:
+            pickled, names = _looked_through(file)
+            pairs = trusting.safe_globals(names, str(path))
+            screen.instructions(pickled, names, trusting.restoring(pairs))
+            # torch checks the indices of sparse tensors, which have to be read for it.
+            judged(_unpickled(file, pairs, "cpu" if b"_rebuild_sparse_tensor" in pickled else "meta"))
     except SourceError as error:
         told = UpswapWarning(
             f"the file is written, and upswap.load will refuse it without trust: {error.args[0]}",
@@ -142,8 +144,8 @@ class Contents:
 
     def __init__(self, path: Path, found: Any, foreign: Foreign, length: int, trust: tuple[str, ...]) -> None:
         self.found = found
-        self._path, self._foreign, self._length, self._trust = path, foreign, length, trust
-        self._parts = dict(_parts(found))
+        self.path, self._foreign, self._length, self._trust = path, foreign, length, trust
+        self._parts = dict(parts(found, _STAND_INS))
 
     @property
     def models(self) -> dict[str, int]:
@@ -172,6 +174,10 @@ class Contents:
         part = self._parts[key]
         return [*self.tensors(key)] if _is_model(part) else [*type(part).keys(part)]
 
+    def bounded(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, what is done with the contents may take no longer than the size of the file explains."""
+        return contextlib.nullcontext() if self._trust else loading_within_bounds(self.path)
+
     def odd_names(self) -> list[str]:
         """In a line, the classes in the file that are not admitted; nothing where all are."""
         names = ", ".join(self._foreign.names[:3])
@@ -179,14 +185,14 @@ class Contents:
 
     def nothing(self) -> SourceError:
         """The error for a file in which nothing is to be taken; raised here where the whole of it would be refused."""
-        trusting.safe_globals(self._foreign.names, str(self._path), self._trust)
-        with _refused(self._path, self._trust):
+        trusting.safe_globals(self._foreign.names, str(self.path), self._trust)
+        with _refused(self.path, self._trust):
             judged(self.found, self._trust)
-        return SourceError(_not_a_model(self._path, self.found))
+        return SourceError(_not_a_model(self.path, self.found))
 
     def model(self, key: str) -> nn.Module:
         """The model under this key, made real."""
-        with _refused(self._path, self._trust):
+        with _refused(self.path, self._trust):
             found, blanks = judged(self._parts[key], self._trust, self._foreign.made)
             made_real(blanks)
             check_tree(found, self._length)
@@ -199,24 +205,33 @@ class Contents:
         """The weights under this key, or those of the model there."""
         if self.is_model(key):
             return dict(self.model(key).state_dict())
-        with _refused(self._path, self._trust):
+        with _refused(self.path, self._trust):
             found: dict[str, torch.Tensor] = judged(self.tensors(key), self._trust, self._foreign.made)[0]
             return found
 
 
 def read(path: Path, trust: tuple[str, ...]) -> Contents:
-    """What the file holds, read without running anything from it."""
+    """What the file holds, read without running anything from it, in no more time than its size explains.
+
+    What is in packages of the user's own may take its time.
+    """
+    # Opened once: what takes its name meanwhile was not looked through.
+    with contextlib.nullcontext() if trust else loading_within_bounds(path), open(path, "rb") as file:
+        return _read(file, path, trust)
+
+
+def _read(file: BinaryIO, path: Path, trust: tuple[str, ...]) -> Contents:
     try:
-        pickled = screen.archive(path)
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        pickled, names = _looked_through(file)
     except Exception as error:  # a file can be broken in any way; the message says which it looks like
         raise SourceError(_not_a_checkpoint(path, error)) from error
     foreign = Foreign()
     pairs = trusting.safe_globals(names, str(path), trust, foreign)
     with _refused(path, trust):
         try:
-            foreign.filled = screen.instructions(pickled, names, trusting.restoring(pairs))
-            found = _unpickled(path, pairs, "cpu")
+            filled = screen.instructions(pickled, names, trusting.restoring(pairs))
+            foreign.filled_by_keys, foreign.filled_at_end = filled
+            found = _unpickled(file, pairs, "cpu")
         except (SourceError, pickle.UnpicklingError) as error:
             raise (ForeignError(foreign.names) if foreign.names else error) from error
     return Contents(path, found, foreign, len(pickled), trust)
@@ -242,19 +257,7 @@ def _refused(path: Path, trust: tuple[str, ...]) -> Iterator[None]:
         raise SourceError(f"{path} is damaged: {type(error).__name__}: {_cause(error)}") from error
 
 
-#: How many keys lead to a part at most: `callbacks`, the name of one, `ema`, `state_dict`.
-_DEEPEST = 4
 _LONGEST_PATH = 2_000
-
-
-def _parts(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """The models and state dicts in what a file holds, each with the keys that lead to it."""
-    if _is_model(value) or _is_weights(value):
-        yield ".".join(keys), value
-    elif type(value) in (dict, OrderedDict) and len(keys) < _DEEPEST:
-        for key, item in type(value).items(value):
-            if type(key) is str and len(key) <= LONGEST_NAME:
-                yield from _parts(item, (*keys, key))
 
 
 def _is_model(value: Any) -> bool:
@@ -266,11 +269,13 @@ def _is_tensor(value: Any) -> bool:
     return type(value) in (torch.Tensor, nn.Parameter)
 
 
-def _is_weights(value: Any) -> bool:
-    """Whether a value is a state dict. Some have a few other things among their tensors: the step, the extra state of a layer."""
-    if type(value) not in (dict, OrderedDict) or not all(type(key) is str for key in value):
-        return False
-    return 2 * sum(map(_is_tensor, type(value).values(value))) > len(value)
+def _pairs(value: Any) -> Collection[tuple[Any, Any]] | None:
+    """What is in a dict, by the methods of its type."""
+    return type(value).items(value) if type(value) in (dict, OrderedDict) else None
+
+
+#: Before anything is judged.
+_STAND_INS = Kinds(_is_model, _is_tensor, _pairs)
 
 
 def _named_tensors(model: Any, most: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -302,11 +307,19 @@ def _is_short(prefix: str, name: Any) -> bool:
     return type(name) is str and len(name) <= LONGEST_NAME and len(prefix) <= _LONGEST_PATH
 
 
-def _unpickled(path: Path, pairs: list[SafeGlobal], device: str) -> Any:
+def _looked_through(file: BinaryIO) -> tuple[bytes, list[str]]:
+    """The pickle in a file, and the names that it asks for."""
+    pickled = screen.archive(file)
+    file.seek(0)
+    return pickled, torch.serialization.get_unsafe_globals_in_checkpoint(file)
+
+
+def _unpickled(file: BinaryIO, pairs: list[SafeGlobal], device: str) -> Any:
     """What torch makes of the file with these stand-ins; on the meta device without reading the tensors."""
     try:
         with _LOADING, torch.serialization.safe_globals(pairs):
-            return torch.load(path, map_location=device, weights_only=True)
+            file.seek(0)
+            return torch.load(file, map_location=device, weights_only=True, mmap=False)
     finally:
         # torch keeps sparse tensors for a check at the end of the load; those of a refused file would fail the next one.
         torch._utils._sparse_tensors_to_validate.clear()
@@ -355,8 +368,7 @@ def weights_alone(path: Path, weights: Mapping[str, Collection[str]], upsamplers
     of = f" under {key!r}" if key else ""
     said = f"{path} is a state dict{of} ({len(names)} tensors, the first is {next(iter(names))!r}): weights without a model."
     if upsamplers:
-        more = f" and {len(upsamplers) - 2} more" if len(upsamplers) > 2 else ""
-        said += f" The model was patched by upswap, with upsamplers at {', '.join(list(upsamplers)[:2])}{more}."
+        said += f" The model was patched by upswap, with upsamplers at {listed(list(upsamplers), 2)}."
     command = f"upswap convert SOURCE --weights {shlex.quote(str(path))}"
     options = ", with the options it was patched with" if upsamplers else ""
     revert = f". The host's weights alone: upswap revert {shlex.quote(str(path))}" if upsamplers else ""

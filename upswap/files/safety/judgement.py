@@ -84,8 +84,9 @@ def judged(
         if id(value) in holders:
             continue
         holders[id(value)] = (value, holder)
-        if id(value) in foreign:
-            names.add(foreign[id(value)])
+        name = foreign.get(id(value)) or foreign.get(id(type(value)))
+        if name is not None:
+            names.add(name)
             continue
         try:
             queue += [(part, value) for part in judge.inside(value)]
@@ -275,6 +276,7 @@ class _Judge:
         hooks = (value._backward_hooks, getattr(value, "_post_accumulate_grad_hooks", None), value.grad)
         if any(found is not None and (isinstance(found, torch.Tensor) or found) for found in hooks):
             raise UntrustedFileError("it holds a tensor with hooks or a gradient")
+        value._backward_hooks = None  # the file's dict may be in the model too, whose code fills it later
         return self._attributes(type(value), vars(value))
 
     def _instance(self, blank: Any) -> list[Any]:

@@ -9,11 +9,11 @@ in the instructions torch knows, a callable can only come from a GLOBAL.
 from __future__ import annotations
 
 import _compat_pickle
+import os
 import pickletools
 import zipfile
 from collections.abc import Callable, Collection
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -27,14 +27,14 @@ _MOST_PICKLE = 32 * 2**20
 _MOST_NESTED = 200
 
 
-def archive(path: Path) -> bytes:
+def archive(file: BinaryIO) -> bytes:
     """The pickle in a file of torch.save, if nothing in the file takes more memory than it has bytes.
 
     Raises:
         SourceError: records are compressed, doubled, overlapping or claim to be longer than the file; the text is without
             the name of the file.
     """
-    with zipfile.ZipFile(path) as table:
+    with zipfile.ZipFile(file) as table:
         records = table.infolist()
     names = [record.filename for record in records]
     if len(set(names)) < len(names):
@@ -46,10 +46,11 @@ def archive(path: Path) -> bytes:
             "a small file. If you made it, load and save it with torch.save"
         )
     # torch reads the table of contents with code of its own, which can be made to see another one.
-    reader = torch._C.PyTorchFileReader(str(path))
+    file.seek(0)
+    reader = torch._C.PyTorchFileReader(file)
     size_of: Callable[[str], int] = getattr(reader, "get_record_size", lambda name: len(reader.get_record(name)))
     sizes = {name: size_of(name) for name in reader.get_all_records()}
-    if sum(sizes.values()) > path.stat().st_size:
+    if sum(sizes.values()) > os.fstat(file.fileno()).st_size:
         raise SourceError("its records are longer than the file")
     if sizes.get("data.pkl", 0) > _MOST_PICKLE:
         raise SourceError(f"its data.pkl has {sizes['data.pkl']} bytes, more than the structure of any model takes")
@@ -60,11 +61,17 @@ _NAMES: dict[tuple[str, str], tuple[str, str]] = _compat_pickle.NAME_MAPPING
 _MODULES: dict[str, str] = _compat_pickle.IMPORT_MAPPING
 
 
-def instructions(pickled: bytes, others: Collection[str], restoring: Collection[str] = ()) -> set[str]:
+class Filled(NamedTuple):
+    """The names whose instances a pickle puts items into: by keys, and at the end."""
+
+    by_keys: frozenset[str] = frozenset()
+    at_end: frozenset[str] = frozenset()
+
+
+def instructions(pickled: bytes, others: Collection[str], restoring: Collection[str] = ()) -> Filled:
     """Go through a pickle; `others` are the names it asks for beyond what torch itself holds safe.
 
-    Those in `restoring` are of classes that run code of their own on the state they are given. Gives the names whose
-    instances it puts items into, by keys. A table by instruction.
+    Those in `restoring` are of classes that run code of their own on the state they are given. A table by instruction.
 
     Raises:
         UntrustedFileError: it calls something that is neither in `CALLED` nor in `others`, or uses an instruction that
@@ -117,7 +124,8 @@ def instructions(pickled: bytes, others: Collection[str], restoring: Collection[
     check_text(made, len(pickled))
     check_keys(made, len(pickled))
     check_counts((one for one in made if one.name in restoring), len(pickled))
-    return {one.name for one in made if one.keys}
+    by_keys, at_end = (one.name for one in made if one.keys), (one.name for one in made if one.listed)
+    return Filled(frozenset(by_keys), frozenset(at_end))
 
 
 def _named(module: str, attribute: str) -> Name:
@@ -140,6 +148,7 @@ def _put(target: Any, items: list[Any], how: str) -> None:
         target.states += items
     else:
         target.inside += items
+        target.listed |= how.startswith("APPEND")
         target.keys += items[::2] if how.startswith("SETITEM") else []
 
 

@@ -47,6 +47,8 @@ def check_text(made: Iterable[Made], length: int) -> None:
     encoded = ranges = 0
     for one in made:
         for part in (one, *(part for state in one.states for part in _insides([state]))):
+            if isinstance(part, Made) and part.name == "builtins.bytearray":  # a copy
+                part = next(iter(_insides(part.inside)), None)
             if isinstance(part, Made) and part.name == "_codecs.encode":
                 encoded += len(_insides(part.inside)[0])
         if one.name == "re._compile":

@@ -17,6 +17,7 @@ from ...errors import UntrustedFileError
 CALLED = frozenset(
     {
         "_codecs.encode",
+        "builtins.bytearray",
         "builtins.complex",
         "builtins.set",
         "collections.Counter",
@@ -40,16 +41,17 @@ class Made:
     """A container or instance that a pickle makes: what goes into it, and how deep its tuples nest.
 
     `kind` is `tuple`, `list`, `dict` or `set`; or it is called, and `name` is what is called. `keys` are those of a dict.
-    `states` are what BUILD gives an instance.
+    `states` are what BUILD gives an instance. `listed` says that it is appended to.
     """
 
-    __slots__ = ("inside", "keys", "kind", "name", "nested", "states", "unfolded")
+    __slots__ = ("inside", "keys", "kind", "listed", "name", "nested", "states", "unfolded")
 
     def __init__(self, among: list[Made], inside: list[Any], kind: str = "", nested: int = 0, name: str = "") -> None:
         among.append(self)
         self.inside, self.kind, self.nested, self.name = inside, kind, nested, name
         self.keys: list[Any] = []
         self.states: list[Any] = []
+        self.listed = False
         self.unfolded = 0  # not known
 
 
@@ -108,20 +110,37 @@ def _is_whole(value: Any) -> bool:
     return math.prod(size.inside) <= max(storage.size, _FEW)
 
 
+def _are_bytes(value: Any) -> bool:
+    return isinstance(value, Made) and value.name == "_codecs.encode"
+
+
 def _are_sizes(value: Any) -> bool:
     return _is(value, "tuple") and all(type(size) is int for size in value.inside)
 
 
-def _of_storage(storage: Any = None, offset: Any = None, size: Any = None, stride: Any = None, *_: Any) -> bool:
+def _of_storage(
+    storage: Any = None, offset: Any = None, size: Any = None, stride: Any = None, trained: Any = None, *rest: Any
+) -> bool:
     if not (isinstance(storage, Storage) and type(offset) is int and _are_sizes(size) and _are_sizes(stride)):
+        return False
+    if not (rest and _are_hooks(rest[0]) and all(_is(one, "dict") or isinstance(one, Name) for one in rest[1:])):
         return False
     # `expand` has strides of 0. Other views of more elements than there are come of `unfold`, and have few.
     apart = [one for one, step in zip(size.inside, stride.inside, strict=False) if step]
     return math.prod(apart) <= max(storage.size, _FEW)
 
 
-def _with_state(value: Any = None, *rest: Any) -> bool:
-    return _is_tensor(value) and len(rest) == 3 and _are_attributes(rest[2])
+def _are_hooks(value: Any) -> bool:
+    """Whether a value is what `torch.save` has in the place of a tensor's hooks; `judgement` sees that it is empty."""
+    return value is None or (isinstance(value, Made) and value.name == "collections.OrderedDict")
+
+
+def _parameter(value: Any = None, trained: Any = None, hooks: Any = None, *rest: Any) -> bool:
+    return _is_tensor(value) and _are_hooks(hooks) and not rest
+
+
+def _with_state(value: Any = None, trained: Any = None, hooks: Any = None, *rest: Any) -> bool:
+    return _parameter(value, trained, hooks) and len(rest) == 1 and _are_attributes(rest[0])
 
 
 def _are_attributes(state: Any) -> bool:
@@ -158,6 +177,7 @@ _TENSORS = frozenset(
 # number can have any number of elements, and a stand-in may have no attributes of the file's.
 _ARGUMENTS: dict[str, Callable[..., bool]] = {
     "_codecs.encode": lambda text=None, *_: type(text) is str,
+    "builtins.bytearray": lambda *parts: len(parts) < 2 and all(map(_are_bytes, parts)),
     "builtins.complex": lambda *parts: all(type(part) in (int, float) for part in parts),
     "builtins.set": lambda *items: all(_is(item, "list") for item in items),
     "collections.Counter": lambda *items: all(_is(item, "dict") for item in items),
@@ -172,5 +192,5 @@ _ARGUMENTS: dict[str, Callable[..., bool]] = {
     "torch._utils._rebuild_sparse_tensor": _sparse,
     **dict.fromkeys(_OF_STORAGE, _of_storage),
     "torch._utils._rebuild_parameter_with_state": _with_state,
-    **dict.fromkeys(("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"), _is_tensor),
+    **dict.fromkeys(("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"), _parameter),
 }

@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+import torch
+
 from ...errors import SourceError, UntrustedFileError
 
 #: What `torch.serialization.safe_globals` takes: an object, with the name a file knows it by.
@@ -188,20 +190,25 @@ class Foreign:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        #: The names whose instances the pickle puts items into, by keys.
-        self.filled: Collection[str] = ()
+        #: The names whose instances the pickle puts items into: by keys, and at the end.
+        self.filled_by_keys: Collection[str] = ()
+        self.filled_at_end: Collection[str] = ()
         self._kept: list[Any] = []
-        #: What was made, by its id, and under which name.
+        #: What was made, by its id, and under which name. Tensors are of a class that was.
         self.made: dict[int, str] = {}
 
     def stand_in(self, name: str) -> SafeGlobal:
         """What the pickle gets for a name."""
 
         def new(cls: type, *args: Any) -> Any:
-            return self._note({} if name in self.filled else Opaque(), name)
+            if name in self.filled_by_keys:
+                return self._note(OrderedDict(), name)  # which may be given attributes too, as a plain dict may not
+            return self._note([] if name in self.filled_at_end else Opaque(), name)
 
         self.names.append(name)
-        return (self._note(type("Foreign", (), {"__new__": new}), name), name)
+        # A class of tensors, so that torch can make one of it. None of torch's functions does anything else for it.
+        body = {"__new__": new, "__torch_function__": torch._C._disabled_torch_function_impl}
+        return (self._note(type("Foreign", (torch.Tensor,), body), name), name)
 
     def _note(self, value: Any, name: str) -> Any:
         self._kept.append(value)  # so that no other value gets its id

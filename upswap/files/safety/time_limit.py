@@ -41,6 +41,8 @@ def loading_within_bounds(path: Path) -> Iterator[None]:
         with watch.over_this_thread():
             yield
     except _TooLong as error:
+        if not watch.exceeded:  # of another load, which this one is part of
+            raise
         raise SourceError(
             f"{path} is refused: it takes more than {watch.exceeded} to load, far more than a file of its size does. "
             "Where that is meant, build the model yourself and pass it as model="
