@@ -22,9 +22,7 @@ import yolo as support
 from upswap.errors import UpswapWarning
 
 pytestmark = [
-    # Its scheduler is made before the first step of the optimiser, and its data loader has no worker to pin for.
-    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning"),
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
+    *support.WARNINGS,
     # torch announces the end of what its exporter traces with.
     pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
