@@ -87,7 +87,7 @@ def tools() -> list[Tool]:
             "PEFT",
             "test_peft.py",
             ("train, checkpoint, reload, predict", "test_an_adapter_has_the_upsamplers"),
-            ("patched late", "test_without_it_the_first_forward_in_training_says_that_they_are_frozen"),
+            ("patched late", "test_without_it_training_says_that_they_are_frozen"),
             ("reload", "test_an_adapter_file_on_a_base_that_is_not_patched"),
             reload="PEFT drops an adapter's upsamplers on a base that is not patched",
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -30,6 +32,31 @@ def test_kept_and_dropped(make) -> None:
     assert host_config.kept_by(model) == "two"
     host_config.drop(model, "two")
     assert host_config.kept_by(model) is None
+
+
+@pytest.mark.parametrize("make", [segformer, lambda: smp.FPN("resnet18", encoder_weights=None)], ids=["hf", "smp"])
+def test_the_plans_of_parts_of_one_configuration(make) -> None:
+    model = make()
+    one, other, again = (json.dumps({"model_class": name, "n": n}) for name, n in (("A", 1), ("B", 1), ("A", 2)))
+    for plan in (one, other, one):
+        host_config.keep(model, plan)
+    assert host_config.plans_in(host_config.kept_by(model)) == [other, one]
+    with pytest.warns(UpswapWarning, match="had the plan of another patch"):
+        host_config.keep(model, again)
+    assert host_config.plans_in(host_config.kept_by(model)) == [other, again]
+    host_config.drop(model, other)
+    assert host_config.kept_by(model) == again
+    host_config.drop(model, again)
+    assert host_config.kept_by(model) is None
+
+
+@pytest.mark.parametrize("entry", ["[1]", "{", "[" * 100_000, "[]", '"x"', "3"])
+def test_what_is_no_plan_is_one_that_does_not_fit(entry: str) -> None:
+    assert host_config.plans_in(entry) == ([] if entry == "[]" else [entry])
+    model = segformer()
+    model.config.upswap_plan = entry
+    with contextlib.nullcontext() if entry == "[]" else pytest.warns(UpswapWarning, match="another patch"):
+        host_config.keep(model, "one")
 
 
 def test_other_models_keep_nothing() -> None:

@@ -33,7 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:.*overrides the configure_model"),
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec"),
 ]
 
 

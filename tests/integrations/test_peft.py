@@ -19,6 +19,7 @@ import upswap
 from pages import run_page
 from upswap import OptionError, UpswapWarning
 from upswap.integrations import peft as integration
+from upswap.nn import watch
 
 # PEFT 0.21 asks models of transformers for what 5.24 has another name for.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -108,14 +109,26 @@ def test_an_adapter_has_the_upsamplers(name: str, tmp_path: Path) -> None:
     assert not upswap.is_patched(merged)
 
 
-def test_without_it_the_first_forward_in_training_says_that_they_are_frozen() -> None:
+def test_without_it_training_says_that_they_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "PATIENCE", 3)
     model = peft.get_peft_model(
         upswap.patch(segformer()), peft.LoraConfig(r=2, target_modules=["q_proj", "linear_fuse", "proj"])
     )
     assert not upswap.status(model).ok
-    model.train()
-    with pytest.warns(UpswapWarning, match="is frozen while what feeds it is trained"):
-        model(IMAGES)
+    with pytest.warns(UpswapWarning, match="was frozen over 3 forwards in training, while what feeds it is trained"):
+        train(model)
+
+
+def test_a_disabled_adapter_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs is the upsampler before the adapter, which PEFT keeps frozen; gradients of images may be asked for."""
+    monkeypatch.setattr(watch, "PATIENCE", 3)
+    model = adapted("segformer", upswap.patch(segformer()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UpswapWarning)
+        for _ in range(4):
+            train(model, 1)
+            with model.disable_adapter():
+                model(IMAGES.clone().requires_grad_()).logits.sum().backward()
 
 
 def test_an_adapter_file_on_a_base_that_is_not_patched(tmp_path: Path) -> None:

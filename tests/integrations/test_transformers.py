@@ -138,10 +138,31 @@ def test_auto_classes_types_and_shards(tmp_path: Path) -> None:
     assert_same(upswap.load(tmp_path / "folder"), model)
 
 
+MAPS = [torch.randn(1, width, size, size) for width, size in zip([8, 8, 16, 16], [16, 8, 4, 2], strict=True)]
+
+
+class OtherHead(type(segformer().decode_head)):  # type: ignore[misc]
+    """Another class of decoder."""
+
+
+class TwoHeads(transformers.SegformerForSemanticSegmentation):
+    """Two parts of one configuration that resize."""
+
+    other: type = OtherHead
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.other_head = self.other(config)
+        self.post_init()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        maps = self.segformer(*args, output_hidden_states=True, **kwargs).hidden_states
+        return self.decode_head(maps) - self.other_head(maps)
+
+
 def test_a_part_that_was_patched(tmp_path: Path) -> None:
     model = segformer()
-    maps = [torch.randn(1, width, size, size) for width, size in zip([8, 8, 16, 16], [16, 8, 4, 2], strict=True)]
-    upswap.patch(model.decode_head, (maps,))
+    upswap.patch(model.decode_head, (MAPS,))
     with torch.no_grad():
         for parameter in upswap.parameters(model):
             parameter.normal_(std=0.3)
@@ -194,15 +215,71 @@ def test_upsamplers_without_a_plan_are_an_error_that_says_what_to_do(
     assert "Leave out --groups 2" in capsys.readouterr().err  # 4 is the default
 
 
-def test_a_plan_without_upsamplers_is_the_original(tmp_path: Path) -> None:
-    folder, model = tmp_path / "folder", segformer()
-    config = upswap.patch(segformer()).config
-    model.config = config
-    model.save_pretrained(folder)
-    with pytest.warns(UpswapWarning, match="no weights of upsamplers"):
-        loaded = upswap.load(folder)
-    assert not upswap.is_patched(loaded)
-    upswap.patch(loaded)
+def test_a_model_of_the_config_of_a_patched_one_is_the_original(tmp_path: Path) -> None:
+    first = trained()
+    second = type(first)(first.config)
+    assert not upswap.is_patched(second)
+    first.save_pretrained(tmp_path / "first")
+    made = transformers.AutoModelForSemanticSegmentation.from_config(
+        transformers.AutoConfig.from_pretrained(tmp_path / "first")
+    )
+    assert not upswap.is_patched(made.eval())
+    for model in (second.eval(), made):
+        folder = tmp_path / "original"
+        model.save_pretrained(folder)
+        with pytest.warns(UpswapWarning, match="no weights of its upsamplers: taken for the original"):
+            loaded = upswap.load(folder)
+        with opted_in(), pytest.warns(UpswapWarning, match="no weights of its upsamplers: taken for the original"):
+            again, info = type(first).from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"]
+        for each in (loaded, again):
+            assert not hasattr(each.config, "upswap_plan")
+            assert_equal_but_for_the_plan(each, model)
+            upswap.patch(each)
+        upswap.patch(model)  # lost nothing
+    with opted_in():
+        assert_same(type(first).from_pretrained(tmp_path / "first"), first)
+
+
+def two_heads(cls: type = TwoHeads) -> Any:
+    torch.manual_seed(0)
+    return cls(segformer().config).eval()
+
+
+def test_several_parts_that_were_patched(tmp_path: Path) -> None:
+    model = two_heads()
+    for head in (model.decode_head, model.other_head):
+        upswap.patch(head, (MAPS,))
+    with torch.no_grad():
+        for parameter in upswap.parameters(model):
+            parameter.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "folder")
+    with opted_in():
+        loaded = TwoHeads.from_pretrained(tmp_path / "folder")
+    for each in (loaded, upswap.load(tmp_path / "folder", two_heads())):
+        for head in ("decode_head", "other_head"):
+            assert_same(getattr(each, head), getattr(model, head), ((MAPS,), {}))
+    upswap.unpatch(model.other_head)
+    model.save_pretrained(tmp_path / "one")
+    with opted_in():
+        assert_same(TwoHeads.from_pretrained(tmp_path / "one"), model)
+    upswap.unpatch(model.decode_head)
+    assert not hasattr(model.config, "upswap_plan")
+
+
+class Twins(TwoHeads):
+    other = type(segformer().decode_head)
+
+
+def test_a_part_of_which_there_are_two_is_not_lost_in_silence(tmp_path: Path) -> None:
+    model = two_heads(Twins)
+    upswap.patch(model.decode_head, (MAPS,))
+    model.save_pretrained(tmp_path / "folder")
+    said = pytest.warns(UpswapWarning, match="has 2: it was not patched")
+    with opted_in(), said:
+        Twins.from_pretrained(tmp_path / "folder")
+    with pytest.raises(SourceError, match=r"weights of upsamplers at decode_head\.\w+"), said:
+        upswap.load(tmp_path / "folder", two_heads(Twins))
 
 
 @pytest.mark.parametrize("weights", ["host", "ours", "file"])

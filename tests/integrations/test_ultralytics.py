@@ -22,9 +22,7 @@ import yolo as support
 from upswap.errors import UpswapWarning
 
 pytestmark = [
-    # Its scheduler is made before the first step of the optimiser, and its data loader has no worker to pin for.
-    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning"),
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
+    *support.WARNINGS,
     # torch announces the end of what its exporter traces with.
     pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
@@ -130,7 +128,7 @@ def python(code: str, folder: Path) -> str:
 # -- the object -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_yolo_object_is_taken_for_its_model() -> None:
+def test_the_yolo_object_is_taken_for_its_model(tmp_path: Path) -> None:
     yolo, original = YOLO("yolov8n.yaml"), YOLO("yolov8n.yaml")
     original.model.load_state_dict(yolo.model.state_dict())
     keys = list(yolo.model.state_dict())
@@ -153,6 +151,12 @@ def test_the_yolo_object_is_taken_for_its_model() -> None:
         assert torch.equal(yolo.model(IMAGE)[0], original.model.eval()(IMAGE)[0])
     with pytest.warns(UpswapWarning, match="patched already"):
         upswap.patch(yolo)
+    whole = upswap.save(yolo, tmp_path / "whole.safetensors")
+    alone = upswap.save(yolo, tmp_path / "alone.safetensors", only="upsamplers")
+    for source in (whole, alone, yolo.model.state_dict()):
+        again = YOLO("yolov8n.yaml")
+        assert upswap.load(source, again) is again
+        assert_equal(values(again), values(yolo))
     assert upswap.unpatch(yolo) is yolo
     assert list(yolo.model.state_dict()) == keys
     assert vars(yolo.model).keys() == vars(original.model).keys()

@@ -20,10 +20,7 @@ from upswap.apps.cli import run
 from upswap.integrations.ultralytics_yaml import write
 from upswap.probe.dataflow import tensors_in
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning"),
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
-]
+pytestmark = support.WARNINGS
 
 IMAGE = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(1))
 

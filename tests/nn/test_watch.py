@@ -99,9 +99,8 @@ def test_what_is_loaded_after_an_initialisation_counts() -> None:
     [
         (lambda m: m.offset.bias.data.fill_(float("nan")), "values in offset.bias that are no numbers"),
         (lambda m: m.init_pos.fill_(3.0), "another init_pos than it was made with"),
-        (lambda m: m.requires_grad_(False), "is frozen while what feeds it is trained"),
     ],
-    ids=["nan", "init_pos", "frozen"],
+    ids=["nan", "init_pos"],
 )
 def test_other_losses_are_told(spoil: Callable[[DySample], Any], message: str) -> None:
     module = DySample(32)
@@ -110,8 +109,59 @@ def test_other_losses_are_told(spoil: Callable[[DySample], Any], message: str) -
         module(X.clone().requires_grad_())
 
 
-def test_a_frozen_upsampler_in_a_frozen_host_is_no_loss() -> None:
-    DySample(32).requires_grad_(False)(X)
+HOST = nn.Conv2d(32, 32, 1)  # trained, before the upsampler
+FROZEN = r"DySample\(32.*was frozen over 100 forwards.*while what feeds it is trained.*with_upsamplers"
+
+
+def test_a_frozen_upsampler_in_a_trained_host_is_told_once() -> None:
+    module = DySample(32).requires_grad_(False)
+    for _ in range(PATIENCE - 1):
+        module(HOST(X))
+    with pytest.warns(upswap.UpswapWarning, match=FROZEN):
+        module(HOST(X))
+    for _ in range(PATIENCE):
+        module(HOST(X))
+
+
+def test_a_network_that_is_frozen_for_the_step_of_another_is_no_loss() -> None:
+    """A discriminator, in the generator's step; either may be first, and go on for longer."""
+    module = DySample(32)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(2):
+        module.requires_grad_(False)
+        for _ in range(PATIENCE - 1):
+            module(HOST(X)).square().sum().backward()
+        module.requires_grad_(True)
+        optimizer.zero_grad()
+        module(HOST(X).detach()).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [
+        (lambda: DySample(32), lambda: X),
+        (lambda: DySample(32), lambda: X.clone().requires_grad_()),  # an image's gradient is asked for
+        (lambda: DySample(32), lambda: 2 * X.clone().requires_grad_()),
+        (lambda: _trained(DySample(32)), lambda: HOST(X)),
+        (lambda: copy.deepcopy(_trained(DySample(32))), lambda: HOST(X)),  # trained elsewhere
+    ],
+    ids=["frozen host", "leaf", "computed", "trained", "loaded"],
+)
+def test_what_is_frozen_and_no_loss(make: Callable[[], DySample], given: Callable[[], torch.Tensor]) -> None:
+    module = make().requires_grad_(False)
+    for _ in range(2 * PATIENCE):
+        module(given())
+
+
+def test_weights_that_were_frozen_first_are_watched_from_then_on() -> None:
+    module = DySample(32).requires_grad_(False)
+    module(X)
+    module.requires_grad_(True)
+    for _ in range(PATIENCE):
+        module(X).square().sum().backward()
+    with pytest.warns(upswap.UpswapWarning, match=r"gradients over 100 forwards"):
+        module(X)
 
 
 def test_weights_that_no_step_changes_are_told_once() -> None:

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image, ImageDraw
 from ultralytics import YOLO
 
@@ -19,6 +20,12 @@ MODELS = (
     "yolov5n", "yolov8n", "yolo11n", "yolo12n", "yolo26n",
     "yolov8n-seg", "yolov8n-pose", "yolov8n-obb", "yolo11n-seg", "yolo26n-seg", "yolo26n-pose", "yolo26n-obb",
 )  # fmt: skip
+
+#: Its scheduler is made before the first step of the optimiser, and its data loader has no worker to pin for.
+WARNINGS = [
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning"),
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
+]
 
 _KEYPOINTS = 3
 

@@ -98,6 +98,15 @@ def test_problems(spoil: Callable[[Any], Any], problem: str) -> None:
     assert re.search(problem, "; ".join(found.rows[0].problems))
 
 
+def test_a_model_that_is_frozen_as_a_whole_has_no_problem() -> None:
+    """As those that are loaded to be run."""
+    model = net().requires_grad_(False)
+    assert upswap.status(model).ok
+    assert re.search(r"as initialised +no ", str(upswap.status(model)))
+    model[0].requires_grad_(True)
+    assert re.search(r"as initialised +NO ", str(upswap.status(model)))
+
+
 def test_an_optimiser_made_before_the_patch() -> None:
     model = unet()
     before = torch.optim.SGD(model.parameters(), lr=0.1)

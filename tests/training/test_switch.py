@@ -16,14 +16,19 @@ from models import IMAGES, patched, unet
 SIZES = [IMAGES, IMAGES[:1, :, :64, :96]]
 
 
+def moved(model: nn.Module) -> nn.Module:
+    """With offsets that show."""
+    with torch.no_grad():
+        for parameter in upswap.parameters(model):
+            parameter.add_(0.3)
+    return model
+
+
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("options", [{}, {"share_layers": True}, {"upsampler": "carafe"}], ids=str)
 def test_disabled_is_the_original(options: dict[str, Any], train: bool) -> None:
     original, model = unet().train(train), unet().train(train)
-    upswap.patch(model, **options)
-    with torch.no_grad():
-        for parameter in upswap.parameters(model):
-            parameter.add_(0.3)
+    moved(upswap.patch(model, **options))
     for x in SIZES:
         x = x.clone().requires_grad_()
         before = model(x)
@@ -54,22 +59,6 @@ class Odd(nn.Module):
         return self.head(nn.functional.interpolate(y, (2 * y.shape[2] + 1, 3 * y.shape[3]), mode="bilinear"))
 
 
-def test_all_ways_to_ask_for_a_size() -> None:
-    torch.manual_seed(0)
-    original = Odd().eval()
-    model = upswap.patch(Odd().eval(), torch.randn(1, 3, 32, 32))
-    model.load_state_dict(original.state_dict(), strict=False)
-    assert len(upswap.upsamplers(model)) == 3
-    with torch.no_grad():
-        for parameter in upswap.parameters(model):
-            parameter.add_(0.3)
-        for size in (32, 37):
-            x = torch.randn(2, 3, size, size + 5)
-            with upswap.disabled(model):
-                assert torch.equal(model(x), original(x))
-            assert not torch.allclose(model(x), original(x), atol=1e-3)
-
-
 class Constant(nn.Module):
     """A call with a constant factor, which the graph route leaves to the upsampler."""
 
@@ -82,25 +71,42 @@ class Constant(nn.Module):
         return self.head(nn.functional.interpolate(y, scale_factor=2))
 
 
-def test_a_factor_that_the_call_leaves_to_the_upsampler() -> None:
+@pytest.mark.parametrize(("make", "routes"), [(Odd, {"module", "source"}), (Constant, {"graph"})])
+def test_all_ways_to_ask_for_a_size(make: type[nn.Module], routes: set[str]) -> None:
     torch.manual_seed(0)
-    original = Constant().eval()
-    model = upswap.patch(copy.deepcopy(original), torch.randn(1, 3, 32, 32))
-    assert {site.route for site in upswap.plan_of(model).swapped} == {"graph"}
+    original = make().eval()
+    model = moved(upswap.patch(copy.deepcopy(original), torch.randn(1, 3, 32, 32)))
+    assert {site.route for site in upswap.plan_of(model).swapped} == routes
     with torch.no_grad():
-        for parameter in upswap.parameters(model):
-            parameter.add_(0.3)
         for size in (32, 37):
             x = torch.randn(2, 3, size, size + 5)
             with upswap.disabled(model):
                 assert torch.equal(model(x), original(x))
+            assert not torch.allclose(model(x), original(x), atol=1e-3)
 
 
-def test_overlapping_uses_end_with_the_last() -> None:
-    original, model = unet(), patched(unet())
+@pytest.fixture(scope="module")
+def expected() -> torch.Tensor:
+    """What the original computes."""
+    with torch.no_grad():
+        return unet()(IMAGES)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return patched(unet())
+
+
+@pytest.fixture
+def before(model: nn.Module) -> torch.Tensor:
+    """What the patched model computes."""
+    with torch.no_grad():
+        return model(IMAGES)
+
+
+def test_overlapping_uses_end_with_the_last(model: nn.Module, before: torch.Tensor, expected: torch.Tensor) -> None:
     first, second = upswap.disabled(model), upswap.disabled(model)
     with torch.no_grad():
-        before, expected = model(IMAGES), original(IMAGES)
         first.__enter__()
         second.__enter__()
         first.__exit__(None, None, None)
@@ -109,10 +115,10 @@ def test_overlapping_uses_end_with_the_last() -> None:
         assert torch.equal(model(IMAGES), before)
 
 
-def test_copies_are_disabled_as_long(tmp_path: Path) -> None:
-    original, model = unet(), patched(unet())
+def test_copies_are_disabled_as_long(
+    model: nn.Module, before: torch.Tensor, expected: torch.Tensor, tmp_path: Path
+) -> None:
     with torch.no_grad():
-        before, expected = model(IMAGES), original(IMAGES)
         with upswap.disabled(model):
             copied = copy.deepcopy(copy.deepcopy(model))
             with upswap.disabled(copied):
@@ -125,10 +131,8 @@ def test_copies_are_disabled_as_long(tmp_path: Path) -> None:
         assert torch.equal(upswap.load(upswap.save(copied, tmp_path / "copied.pt"))(IMAGES), before)
 
 
-def test_files_are_not_disabled(tmp_path: Path) -> None:
-    model = patched(unet())
+def test_files_are_not_disabled(model: nn.Module, before: torch.Tensor, tmp_path: Path) -> None:
     with torch.no_grad():
-        before = model(IMAGES)
         with upswap.disabled(model):
             for path in ("model.pt", "whole.pt"):
                 with pytest.raises(upswap.SaveError, match=r"outside of upswap\.disabled"):
@@ -137,20 +141,17 @@ def test_files_are_not_disabled(tmp_path: Path) -> None:
         assert torch.equal(upswap.load(tmp_path / "model.safetensors")(IMAGES), before)
 
 
-def test_a_compiled_model_is_switched_too() -> None:
-    original, model = unet(), patched(unet())
+def test_a_compiled_model_is_switched_too(model: nn.Module, expected: torch.Tensor) -> None:
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
         before = compiled(IMAGES)
         with upswap.disabled(compiled):
-            assert torch.equal(compiled(IMAGES), original(IMAGES))
+            assert torch.equal(compiled(IMAGES), expected)
         assert torch.equal(compiled(IMAGES), before)
 
 
-def test_an_error_inside_switches_back() -> None:
-    model = patched(unet())
+def test_an_error_inside_switches_back(model: nn.Module, before: torch.Tensor) -> None:
     with torch.no_grad():
-        before = model(IMAGES)
         with pytest.raises(KeyError), upswap.disabled(model), upswap.disabled(model):
             raise KeyError
         assert torch.equal(model(IMAGES), before)

@@ -7,6 +7,7 @@ the options that a model was made with; there it passes by names that begin with
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -24,7 +25,11 @@ def keep(model: nn.Module, plan: str) -> None:
     if place is None:
         return
     entries, entry = place
-    if entries.get(entry, plan) != plan:
+    kept = plans_in(entries.get(entry))
+    others = [
+        text for text in kept if _class_in(text) != _class_in(plan)
+    ]  # of other parts, or models, of one configuration
+    if len(others) < len(kept) and plan not in kept:
         warnings.warn(
             f"the config of this {type(model).__name__} had the plan of another patch, and has this one's now. A model with "
             "the same config object would be saved with a plan that is not its own. Make each of a config of its own, "
@@ -32,30 +37,58 @@ def keep(model: nn.Module, plan: str) -> None:
             UpswapWarning,
             stacklevel=2,
         )
-    entries[entry] = plan
+    entries[entry] = _together([*others, plan])
 
 
 def drop(model: nn.Module, plan: str) -> None:
     """Take the plan of a model out of its configuration again, unless that has another."""
     place = _place_of(model)
-    if place is not None and place[0].get(place[1]) == plan:
-        del place[0][place[1]]
+    if place is None:
+        return
+    entries, entry = place
+    left = [text for text in plans_in(entries.get(entry)) if text != plan]
+    if left:
+        entries[entry] = _together(left)
+    else:
+        entries.pop(entry, None)
 
 
 def put(config: Any, plan: str) -> None:
-    """Put a plan into a configuration: as text, in which the host takes no entry for one of its own settings."""
+    """Put what `kept_in` gave into a configuration: as text, in which the host takes no entry for one of its own settings."""
     vars(config)[_ENTRY] = plan
 
 
+def plans_in(entry: Any) -> list[str]:
+    """The plans in the entry of a configuration: one as its JSON, those of parts of several classes as a list of such in JSON."""
+    if not isinstance(entry, str):
+        return []
+    try:
+        found = json.loads(entry)
+    except (ValueError, RecursionError):
+        return [entry]
+    return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else [entry]
+
+
+def _together(plans: list[str]) -> str:
+    return plans[0] if len(plans) == 1 else json.dumps(plans)
+
+
+def _class_in(plan: str) -> Any:
+    try:
+        return json.loads(plan)["model_class"]
+    except (ValueError, RecursionError, TypeError, LookupError):  # of a file, and no plan
+        return None
+
+
 def kept_in(config: Any) -> str | None:
-    """The plan in a configuration, or in what its `config.json` holds; None where there is none."""
+    """What a configuration has of plans, or what its `config.json` holds; None where there is none."""
     entries = config if isinstance(config, dict) else vars(config)
     found = entries.get(_ENTRY, entries.get(_SMP_ENTRY))
     return found if isinstance(found, str) else None
 
 
 def kept_by(model: nn.Module) -> str | None:
-    """The plan in the configuration of a model."""
+    """What the configuration of a model has of plans."""
     place = _place_of(model)
     return None if place is None else kept_in(place[0])
 
@@ -78,10 +111,10 @@ def without_plan(config: Any) -> Any:
 def _was_loaded(model: nn.Module) -> bool:
     """Whether transformers loaded this model, and did not only make it of a configuration that it loaded.
 
-    It marks the parameters that it loads, and gives the model back in evaluation; a copy has no marks.
+    It marks the parameters that it loads, which copies have not; releases from 5 on mark the model too, for when it is saved.
     """
     marked = any(getattr(parameter, "_is_hf_initialized", False) for parameter in model.parameters())
-    return bool(model.__dict__["config"].name_or_path) and (marked or not model.training)
+    return bool(model.__dict__["config"].name_or_path) and (marked or "_weight_conversions" in model.__dict__)
 
 
 def _place_of(model: nn.Module) -> tuple[dict[str, Any], str] | None:

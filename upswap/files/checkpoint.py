@@ -24,7 +24,7 @@ from ..errors import OptionError, SaveError, SourceError, UpswapWarning
 from ..nn.state_dicts import upsamplers_in
 from ..shown import errors_shown
 from ..surgery.apply import is_patched, plan_of
-from ..surgery.wrappers import the_patched, unwrapped
+from ..surgery.wrappers import held, the_patched, unwrapped
 from . import atomic
 from .adopt import adopt
 from .fitting import keys_listed, several
@@ -127,7 +127,7 @@ def load(
         return load_source(path, model, trust=trust, key=key)[0]
     if model is None:
         raise OptionError("a state dict is no model: pass the one that it is of, upswap.load(state_dict, model)")
-    adopt(model, read(path), key)
+    adopt(held(model), read(path), key)
     return model
 
 
@@ -141,7 +141,8 @@ def load_source(
         check_readable(path)
     # The user's own model and packages may take their time.
     with loading_within_bounds(path) if model is None and not trust else contextlib.nullcontext():
-        return _load(path, model, trust, key)
+        found, taken = _load(path, None if model is None else held(model), trust, key)
+    return found if model is None else model, taken
 
 
 def _load(path: Path, model: nn.Module | None, trust: tuple[str, ...], key: str | None) -> tuple[nn.Module, str | None]:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from torch import nn
 
 from ..architectures import host_config
 from ..errors import UpswapWarning
 from ..files.formats.folder import DESCRIPTION
-from ..files.formats.host_class import patching
+from ..files.formats.host_class import patching, undo_without_weights
 
 
 @dataclasses.dataclass
@@ -60,7 +61,14 @@ def enable() -> None:
                 stacklevel=2,
             )
         plan = None if kwargs.get("config") is None else _plan_in(source, kwargs.get("subfolder") or "")
-        return function(patching(cls, plan=plan), source, *args, **kwargs)
+        patched: list[nn.Module] = []
+        asked = kwargs.pop("output_loading_info", False)
+        model, info = function(
+            patching(cls, plan=plan, patched=patched), source, *args, output_loading_info=True, **kwargs
+        )
+        gone = undo_without_weights(model, patched, info["missing_keys"], source)
+        info["missing_keys"] = type(info["missing_keys"])(key for key in info["missing_keys"] if key not in gone)
+        return (model, info) if asked else model
 
     method.ours = classmethod(from_pretrained)
     _methods[:] = [method]

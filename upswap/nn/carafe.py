@@ -19,6 +19,8 @@ from ..plan.site import Site
 from .arguments import check_choice, plain, positive_int, scale_pair, target
 from .composed import make_cascaded
 from .configs import CARAFEConfig, nominal_scale
+from .host_init import InitialisesItself
+from .projection import Projection, weights_of
 from .registry import register_upsampler
 from .sampling import memory_format as layout
 from .sampling import positions as sampling
@@ -29,7 +31,7 @@ from .tracing import leaf
 _ENCODER_STD = 0.001
 
 
-class CARAFE(nn.Module):
+class CARAFE(InitialisesItself, nn.Module):
     """Upsample (B, C, H, W) by predicted kernels, as published; at step 0, a blur and **not** the original resize.
 
     Section 3 of the paper, with k = `up_kernel`, (sv, sh) = ceil(scale) and one group:
@@ -107,14 +109,10 @@ class CARAFE(nn.Module):
         self.mode = mode
         self.align_corners = bool(align_corners)
         self.kernel_scale: Pair = (math.ceil(self.scale[0]), math.ceil(self.scale[1]))
-        self.channel_compressor = nn.Conv2d(self.channels, self.compressed_channels, 1, device=device, dtype=dtype)
-        self.content_encoder = nn.Conv2d(
-            self.compressed_channels,
-            self.up_kernel**2 * self.kernel_scale[0] * self.kernel_scale[1],
-            self.encoder_kernel,
-            padding=self.encoder_kernel // 2,
-            device=device,
-            dtype=dtype,
+        taps = self.up_kernel**2 * self.kernel_scale[0] * self.kernel_scale[1]
+        self.channel_compressor = Projection(self.channels, self.compressed_channels, True, device, dtype)
+        self.content_encoder = Projection(
+            self.compressed_channels, taps, True, device, dtype, kernel_size=self.encoder_kernel
         )
         self.reset_parameters()
 
@@ -122,9 +120,10 @@ class CARAFE(nn.Module):
         """Initialise as the authors' module does. Call it where a host's own initialisation has been over the module."""
         nn.init.xavier_uniform_(self.channel_compressor.weight)
         nn.init.normal_(self.content_encoder.weight, std=_ENCODER_STD)
-        for convolution in (self.channel_compressor, self.content_encoder):
-            if convolution.bias is not None:
-                nn.init.zeros_(convolution.bias)
+        for projection in (self.channel_compressor, self.content_encoder):
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+            projection.note_values()
 
     @leaf
     def forward(
@@ -155,7 +154,12 @@ class CARAFE(nn.Module):
         shape, _, smaller = target(x, size, scale_factor, self.scale)
         if smaller:
             return sampling.Mapping(self.mode, self.align_corners).resize(x, size, scale_factor)
-        return self._upsample(x, self.content_encoder(self.channel_compressor(x)), shape)
+        return self._upsample(x, self._logits(x), shape)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, k^2 * sv * sh, H, W), by the convolutions, in their dtype or that of autocast."""
+        compressed = F.conv2d(x, *weights_of(self, "channel_compressor"))
+        return F.conv2d(compressed, *weights_of(self, "content_encoder"), padding=self.encoder_kernel // 2)
 
     def _upsample(self, x: Tensor, logits: Tensor, size: Pair) -> Tensor:
         """`x` (B, C, H, W) at `size`, by kernels from `logits` (B, k^2 * sv * sh, H, W)."""

@@ -361,10 +361,10 @@ class DySample(InitialisesItself, nn.Module):
         So the submodules only hold the weights: they are not called, and forward hooks on them do not run.
         """
         dtype = sampling.compute_dtype(x.dtype)
-        weight, bias = (parameter.to(dtype) for parameter in weights_of("offset", self.offset))
+        weight, bias = (parameter.to(dtype) for parameter in weights_of(self, "offset"))
         if self.scope is not None:
             # Offset and scope as one convolution, which reads x once.
-            scope_weight, scope_bias = (parameter.to(dtype) for parameter in weights_of("scope", self.scope))
+            scope_weight, scope_bias = (parameter.to(dtype) for parameter in weights_of(self, "scope"))
             weight, bias = torch.cat((weight, scope_weight)), torch.cat((bias, scope_bias))
         if self.style == "lp":
             return pointwise(x, weight, bias)

@@ -19,7 +19,7 @@ _noted: WeakKeyDictionary[nn.Module, list[tuple[int, int]]] = WeakKeyDictionary(
 
 
 class Projection(nn.Module):
-    """Weight (out, in, 1, 1) and bias (out) of a 1x1 convolution that an upsampler computes itself; not to be called.
+    """Weight (out, in, k, k) and bias (out) of a convolution that an upsampler computes itself; not to be called.
 
     It is no `nn.Conv2d`, whose keys it has: code that initialises, quantises or adapts all convolutions of a model would
     change the weights, or take them away, without the upsampler hearing of it.
@@ -39,12 +39,14 @@ class Projection(nn.Module):
         bias: bool,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        kernel_size: int = 1,
     ) -> None:
         """Memory without values: the upsampler's `reset_parameters` gives them, and draws no random number for it."""
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 1, 1, device=device, dtype=dtype))
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         values = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if values is None else nn.Parameter(values))
 
@@ -86,17 +88,21 @@ class Projection(nn.Module):
 
     def extra_repr(self) -> str:
         """The channels, for `print(model)`."""
-        return f"{self.in_channels}, {self.out_channels}{'' if self.bias is not None else ', bias=False'}"
+        side = self.weight.shape[-1]
+        kernel = "" if side == 1 else f", kernel_size={side}"
+        return f"{self.in_channels}, {self.out_channels}{kernel}{'' if self.bias is not None else ', bias=False'}"
 
 
-def weights_of(name: str, projection: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a projection of an upsampler, zeros for a bias it does not have.
+def weights_of(upsampler: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the projection that an upsampler has under a name, zeros for a bias it does not have.
 
     Raises `OptionError` where something else was put in its place. Files of upswap 0.1 have an `nn.Conv2d` there.
     """
+    projection = upsampler._modules[name]
     if not isinstance(projection, Projection | nn.Conv2d):
+        kind = type(upsampler).__name__
         raise OptionError(
-            f"DySample.{name} was replaced by a {type(projection).__name__}, which would be ignored: a DySample reads the "
+            f"{kind}.{name} was replaced by a {type(projection).__name__}, which would be ignored: a {kind} reads the "
             "weights of its projections and does not call them. Leave it out of what wraps or replaces layers"
         )
     weight, bias = projection.weight, projection.bias

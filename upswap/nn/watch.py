@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..errors import UpswapWarning
 from .sampling.autograd import plain_functions_wanted
 
-#: After how many forwards that find a gradient unchanged weights are told of. Few people add up gradients over more.
+#: After how many forwards that find a gradient unchanged weights are told of, and frozen ones after how many. Few people add up
+#: gradients over more, or train one of two networks for longer before the other.
 PATIENCE = 100
 
 #: How far the largest singular value of independent noise goes above its limit for large matrices: of 1,000 from 16 x 16 to
@@ -25,11 +26,14 @@ _NOISE = 1.12
 
 @dataclasses.dataclass
 class _Forwards:
-    """The forwards of one upsampler in training, its weight at the first, and what showed then that it was initialised again."""
+    """The forwards of one upsampler in training, and what its first showed of an initialisation over its own."""
 
-    first: Tensor | None
     reinitialised: str | None
-    count: int = 0
+    first: Tensor | None = None
+    """Its weight at the first forward that could train it, until it is known whether it changes."""
+    found_gradient: int = 0
+    frozen: int | None = 0
+    """For how many its weights were frozen, and its input was not; None when they need not be counted any more."""
 
 
 # Beside the modules, not in them: copies and files of a model begin anew.
@@ -39,37 +43,41 @@ _seen: WeakKeyDictionary[nn.Module, _Forwards] = WeakKeyDictionary()
 def watch(upsampler: Any, weight: nn.Parameter, x: Tensor) -> None:
     """Note one forward in training of `upsampler`, which reads `weight`, on `x`; warn where its training would be lost.
 
-    At the first, `UpswapWarning` for a state that no training explains, and for weights that are frozen where what feeds them
-    is trained; after `PATIENCE` that found a gradient, for weights that are still what they were.
+    At the first, `UpswapWarning` for a state that no training explains. After `PATIENCE` that found a gradient, for weights that
+    are still what they were; after as many in which they were frozen and never trained, where what feeds them is.
     """
     if not torch.is_grad_enabled() or type(x) is not Tensor or plain_functions_wanted():
         return
-    if torch._C._len_torch_dispatch_stack():  # of fake tensors, or a trace of what runs: values are not to be asked for
+    if type(torch.empty(0)) is not Tensor:  # all that is computed here is fake, and has no values to be asked for
         return
     if getattr(upsampler, "_is_replica", False):  # of nn.DataParallel, made anew for each forward
         return
     seen = _seen.get(upsampler)
     if seen is None:
-        found = unexplained(upsampler)
-        seen = _Forwards(weight.detach().clone() if weight.requires_grad else None, found)
-        _seen[upsampler] = seen
-        _say(upsampler, found)
-        if not weight.requires_grad and x.requires_grad:
-            _say(
-                upsampler,
-                "is frozen while what feeds it is trained: for p in upswap.parameters(model): p.requires_grad_(True). The "
-                "adapter files of PEFT have it by upswap.integrations.peft.with_upsamplers",
-            )
-        elif not _is_known_to_wrapper(weight):
+        seen = _seen[upsampler] = _Forwards(unexplained(upsampler))
+        _say(upsampler, seen.reinitialised)
+    if weight.requires_grad:
+        _watch_training(upsampler, weight, seen)
+    elif seen.frozen is not None and x.requires_grad:
+        seen.frozen += 1
+        if seen.frozen >= PATIENCE:
+            seen.frozen = None
+            _say(upsampler, _frozen(upsampler, x))
+
+
+def _watch_training(upsampler: Any, weight: nn.Parameter, seen: _Forwards) -> None:
+    if seen.frozen is not None:  # the first forward that could train it
+        seen.frozen = None
+        seen.first = weight.detach().clone()
+        if not _is_known_to_wrapper(weight):
             _say(
                 upsampler,
                 "is not known to the DistributedDataParallel it runs in: each process trains its own, and one of them is saved. "
                 "Patch the model before it is wrapped",
             )
-    seen.count += (
-        weight.is_leaf and weight.grad is not None
-    )  # as `optimizer.zero_grad()` leaves it that does not know the weight
-    if seen.count >= PATIENCE and seen.first is not None:
+    # As `optimizer.zero_grad()` leaves it that does not know the weight.
+    seen.found_gradient += weight.is_leaf and weight.grad is not None
+    if seen.found_gradient >= PATIENCE and seen.first is not None:
         same = seen.first.shape == weight.shape and seen.first.device == weight.device
         if same and torch.equal(seen.first, weight.detach().to(seen.first.dtype)):
             _say(
@@ -79,6 +87,29 @@ def watch(upsampler: Any, weight: nn.Parameter, x: Tensor) -> None:
                 "upswap.param_groups(model, lr) makes the groups of a new one",
             )
         seen.first = None
+
+
+def _frozen(upsampler: Any, x: Tensor) -> str | None:
+    """What to say of an upsampler that was frozen all the time, where that is a loss: it learned nothing, and others do."""
+    if not upsampler.is_as_initialised() or not _is_fed_by_parameters(x):
+        return None
+    return (
+        f"was frozen over {PATIENCE} forwards in training, while what feeds it is trained: for p in upswap.parameters(model): "
+        "p.requires_grad_(True). The adapter files of PEFT have it by upswap.integrations.peft.with_upsamplers"
+    )
+
+
+def _is_fed_by_parameters(x: Tensor) -> bool:
+    """Whether a gradient of `x` would reach a parameter, and not only an input that was asked for its own."""
+    todo, known = [x.grad_fn], {x.grad_fn}
+    while todo:
+        node = todo.pop()
+        if isinstance(getattr(node, "variable", None), nn.Parameter):
+            return True
+        found = {following for following, _ in getattr(node, "next_functions", ())} - known
+        known |= found
+        todo += found
+    return False
 
 
 def unexplained(upsampler: Any) -> str | None:
@@ -104,7 +135,7 @@ def _say(upsampler: nn.Module, what: str | None) -> None:
             f"{type(upsampler).__name__}({upsampler.extra_repr()}) {what}. upswap.status(model) lists every upsampler by its "
             "place in the model"
         )
-        warnings.warn(text, UpswapWarning, stacklevel=5)
+        warnings.warn(text, UpswapWarning, stacklevel=6)
 
 
 def values(tensor: Tensor) -> Tensor | None:

@@ -44,5 +44,9 @@ def as_html(rows: Iterable[Row]) -> Html:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    said = {True: "yes", False: "NO", None: "-"}
+    said = {
+        True: "yes",
+        False: "no" if row.ok else "NO",
+        None: "-",
+    }  # a model that is loaded to be run is frozen as a whole
     return row.path, row.state, said[row.trainable], said[row.in_optimizer], said[row.in_ema]

@@ -308,7 +308,6 @@ def test_a_trace_serves_at_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.filterwarnings("ignore:.*is frozen while:upswap.UpswapWarning")  # on purpose
 def test_the_next_layer_may_work_in_place(frozen: bool, dtype: torch.dtype, layout: torch.memory_format) -> None:
     module = trained("lp", True).requires_grad_(not frozen)
     x = torch.randn(2, 64, 32, 32, dtype=dtype).contiguous(memory_format=layout).requires_grad_()

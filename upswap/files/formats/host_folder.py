@@ -34,7 +34,7 @@ from ..state_dict import assign
 from . import description
 from . import pt as pickled
 from . import safetensors as portable
-from .host_class import patch_as_kept, patching
+from .host_class import patch_as_kept, patching, undo_without_weights
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -272,14 +272,12 @@ def _open_transformers(
             _transformers_class(folder, config, tensors) if like is None else _like(folder, config, like)
         )
         settings.name_or_path = str(folder)
-        if host_config.kept_in(settings) is not None and not upsamplers_in(tensors):
-            host_config.without_plan(settings)
-            _warn(f"{folder} has the plan of a patched model, and no weights of upsamplers: taken for the original")
+        parts: list[nn.Module] = []
 
         def make() -> Any:
             # With the tensors instead of the folder: in a folder transformers also looks for adapters, which lead to other
             # folders, and for forms of weights that are pickles.
-            model, info = patching(cls, budget, patched, running).from_pretrained(
+            model, info = patching(cls, budget, patched, running, patched=parts).from_pretrained(
                 None, config=settings, state_dict=tensors, torch_dtype="auto", output_loading_info=True
             )
             found.update(info)
@@ -291,9 +289,10 @@ def _open_transformers(
             if isinstance(error.__cause__, UpswapError):  # of the plan
                 raise error.__cause__ from None
             raise
-    missing, unexpected = sorted(found.get("missing_keys", ())), sorted(found.get("unexpected_keys", ()))
+    missing, unexpected = found.get("missing_keys", ()), sorted(found.get("unexpected_keys", ()))
     if len(unexpected) == len(tensors):
         raise SourceError(f"{folder} does not hold the weights of a {cls.__name__}: none is of that model")
+    missing = sorted(set(missing) - undo_without_weights(model, parts, missing, folder))
     if missing:
         # No error: published checkpoints lack weights that their model does not use.
         _warn(f"{folder} does not hold {listed(missing)} of a {cls.__name__}; random now, as transformers makes them")
