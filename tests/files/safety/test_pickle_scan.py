@@ -31,7 +31,7 @@ def calls() -> dict[str, Any]:
     return {
         "bytearray": Call(Global("builtins", "bytearray"), 10**12),
         "bytearray of a codec of quadratic cost": Call(Global("builtins", "bytearray"), "é" * 10**6, "punycode"),
-        "bytearray of a tensor": Call(Global("builtins", "bytearray"), tensor(storage("0", 1), (10**9,), (0,))),
+        "bytearray of a list": Call(Global("builtins", "bytearray"), [1, 2]),
         "bytearray by its old name": Call(Global("__builtin__", "bytearray"), 10**12),
         "a tensor": Call(Global("torch", "Tensor"), 10**6, 10**6),
         "a legacy tensor": Call(Global("torch", "FloatTensor"), 10**12),
