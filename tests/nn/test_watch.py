@@ -156,7 +156,8 @@ def test_what_is_frozen_and_no_loss(make: Callable[[], DySample], given: Callabl
 
 def test_weights_that_were_frozen_first_are_watched_from_then_on() -> None:
     module = DySample(32).requires_grad_(False)
-    module(X)
+    for _ in range(PATIENCE + 1):
+        module(X.clone().requires_grad_())
     module.requires_grad_(True)
     for _ in range(PATIENCE):
         module(X).square().sum().backward()

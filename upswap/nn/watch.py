@@ -29,11 +29,12 @@ class _Forwards:
     """The forwards of one upsampler in training, and what its first showed of an initialisation over its own."""
 
     reinitialised: str | None
+    frozen: int = 0
+    """For how many its weights were frozen, and its input was not, before the first that could train it."""
+    is_trained: bool = False
     first: Tensor | None = None
-    """Its weight at the first forward that could train it, until it is known whether it changes."""
+    """Its weight at the first that could train it, until it is known whether it changes."""
     found_gradient: int = 0
-    frozen: int | None = 0
-    """For how many its weights were frozen, and its input was not; None when they need not be counted any more."""
 
 
 # Beside the modules, not in them: copies and files of a model begin anew.
@@ -58,16 +59,15 @@ def watch(upsampler: Any, weight: nn.Parameter, x: Tensor) -> None:
         _say(upsampler, seen.reinitialised)
     if weight.requires_grad:
         _watch_training(upsampler, weight, seen)
-    elif seen.frozen is not None and x.requires_grad:
+    elif not seen.is_trained and x.requires_grad:
         seen.frozen += 1
-        if seen.frozen >= PATIENCE:
-            seen.frozen = None
+        if seen.frozen == PATIENCE:
             _say(upsampler, _frozen(upsampler, x))
 
 
 def _watch_training(upsampler: Any, weight: nn.Parameter, seen: _Forwards) -> None:
-    if seen.frozen is not None:  # the first forward that could train it
-        seen.frozen = None
+    if not seen.is_trained:
+        seen.is_trained = True
         seen.first = weight.detach().clone()
         if not _is_known_to_wrapper(weight):
             _say(
@@ -135,7 +135,7 @@ def _say(upsampler: nn.Module, what: str | None) -> None:
             f"{type(upsampler).__name__}({upsampler.extra_repr()}) {what}. upswap.status(model) lists every upsampler by its "
             "place in the model"
         )
-        warnings.warn(text, UpswapWarning, stacklevel=6)
+        warnings.warn(text, UpswapWarning, stacklevel=5)
 
 
 def values(tensor: Tensor) -> Tensor | None:
