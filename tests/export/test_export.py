@@ -178,6 +178,25 @@ def test_a_model_that_is_not_patched(tmp_path: Path) -> None:
     assert far(run(tmp_path / "model.onnx", IMAGES), model(IMAGES)) < 1e-5
 
 
+class Trainer(nn.Module):
+    """What a LightningModule is: a model inside of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(patched())
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.net(batch)
+
+
+def test_a_patched_part_of_a_model(tmp_path: Path) -> None:
+    done = upswap.export_onnx(Trainer(), tmp_path / "model.onnx", IMAGES, dynamic=False, half=True)
+    assert done.unpatched_error is not None
+    said = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert upswap.Plan.from_json(said["upswap.plan"]) == upswap.plan_of(patched())
+    assert any(name.startswith("net.up/upswap/coords/") for name in json.loads(said["upswap.float_nodes"]))
+
+
 class Unexportable(TwoResults):
     def forward(self, pixels: torch.Tensor) -> Any:
         x = self.last(self.up(self.conv(pixels)))

@@ -19,7 +19,7 @@ from ..errors import ExportError, UpswapWarning
 from ..probe.inputs.infer import example_inputs_for
 from ..probe.inputs.inputs import Inputs, as_inputs
 from ..surgery.apply import is_patched, undo
-from ..surgery.wrappers import unwrapped
+from ..surgery.wrappers import patched_models, unwrapped
 from .calibration import batches
 from .checking import Checked, allowed, compared, inputs_to_check
 from .exportable import choose
@@ -140,7 +140,7 @@ class _Export:
         progress: Callable[[str], AbstractContextManager[Any]],
     ) -> None:
         self.options, self.host, self.inputs, self.folder, self.progress = options, host, inputs, folder, progress
-        self.patched = is_patched(host)
+        self.patched = any(map(is_patched, host.modules()))
         self.tensors = inputs.tensors()
         self.reference = self._flat(host)
         given = options.int8
@@ -220,7 +220,8 @@ class _Export:
         wrong = next((row for row in rows if row.problem or not row.error <= limit), None)
         if wrong is None:
             return tuple(rows)
-        what = wrong.problem or f"it is {wrong.error:.1e} of the largest output away, and {limit:.0e} is allowed"
+        measure = "of the standard deviation (rms)" if self.options.form == "int8" else "of the largest output"
+        what = wrong.problem or f"it is {wrong.error:.1e} {measure} away, and {limit:.0e} is allowed"
         simplified = "Leave simplify out: onnxslim may have changed the graph. " if self.options.simplify else ""
         raise ExportError(
             f"the file for {self.options.target.name} does not compute what the model does at {wrong.shapes}: {what}; nothing "
@@ -242,7 +243,8 @@ class _Export:
     def _unpatched(self) -> list[Checked] | None:
         """The unpatched model by the same way: how it compares with itself, None where it cannot be exported."""
         original = copy.deepcopy(self.host)
-        undo(original)
+        for part in patched_models(original).values():
+            undo(part)
         flat = self._flat(original)
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Exception):
             made = make(flat, self.tensors, self.options, Path(folder), self.data)

@@ -51,7 +51,7 @@ def exportable(
 def choose(model: nn.Module, target: Target, sampler: SamplerName, calibration: Iterable[Any] | None = None) -> None:
     """Have the upsamplers read by `sampler` as `target` does it best; a window gets the reach that the calibration asks for."""
     upsamplers = [module for module in model.modules() if isinstance(module, DySample)]
-    if not is_patched(unwrapped(model)):
+    if not any(map(is_patched, model.modules())):
         warnings.warn(UpswapWarning(f"{type(model).__name__} is not patched: it is exported as it is"), stacklevel=3)
     reaches = {id(module): 1 for module in upsamplers}
     if sampler == "window":

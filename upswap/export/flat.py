@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,8 +22,7 @@ class Flat(nn.Module):
         super().__init__()
         self.model = model
         bound = _bound(model, inputs)
-        leaves, self._structure = pytree.tree_flatten_with_path((inputs.args, inputs.kwargs))[0], None
-        self._spec = pytree.tree_flatten((inputs.args, inputs.kwargs))[1]
+        leaves, self._spec = pytree.tree_flatten_with_path((inputs.args, inputs.kwargs))
         self._constants = [None if isinstance(leaf, Tensor) else leaf for _, leaf in leaves]
         self._places = [place for place, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor)]
         self.input_names = _distinct([_input_name(path, bound) for path, leaf in leaves if isinstance(leaf, Tensor)])
@@ -30,25 +30,23 @@ class Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The output's tensors in the order of its structure."""
+        return tuple(leaf for leaf in pytree.tree_leaves(self._run(tensors)) if isinstance(leaf, Tensor))
+
+    def _run(self, tensors: Sequence[Tensor]) -> Any:
         leaves = list(self._constants)
         for place, tensor in zip(self._places, tensors, strict=True):
             leaves[place] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        return tuple(leaf for leaf in pytree.tree_leaves(self.model(*args, **kwargs)) if isinstance(leaf, Tensor))
+        return self.model(*args, **kwargs)
 
     @torch.no_grad()
-    def name_outputs(self, tensors: list[Tensor]) -> None:
+    def name_outputs(self, tensors: Sequence[Tensor]) -> None:
         """Run once, and name the outputs by their places in what the model gives."""
-        leaves = list(self._constants)
-        for place, tensor in zip(self._places, tensors, strict=True):
-            leaves[place] = tensor
-        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        found, _ = pytree.tree_flatten_with_path(self.model(*args, **kwargs))
-        named = [pytree.keystr(path) for path, leaf in found if isinstance(leaf, Tensor)]
-        if not named:
+        found, _ = pytree.tree_flatten_with_path(self._run(tensors))
+        names = [_plain(pytree.keystr(path)) or "output" for path, leaf in found if isinstance(leaf, Tensor)]
+        if not names:
             raise InputError(f"{type(self.model).__name__} gives no tensor to export")
-        self.output_names = _distinct([f"output_{_plain(name)}" if _plain(name)[:1].isdigit() else _plain(name) or "output"
-                                       for name in named])  # fmt: skip
+        self.output_names = _distinct([f"output_{name}" if name[0].isdigit() else name for name in names])
 
 
 def _bound(model: nn.Module, inputs: Inputs) -> list[str]:

@@ -103,5 +103,6 @@ def _metadata(flat: Flat, options: ExportOptions, kept: list[str]) -> Iterator[t
     yield "upswap.inputs", json.dumps(flat.input_names)
     yield "upswap.outputs", json.dumps(flat.output_names)
     yield FLOAT_NODES, json.dumps(kept)
-    if is_patched(flat.model):
-        yield "upswap.plan", plan_of(flat.model).to_json()
+    patched = list(filter(is_patched, flat.model.modules()))
+    if len(patched) == 1:
+        yield "upswap.plan", plan_of(patched[0]).to_json()
