@@ -48,30 +48,38 @@ _RATIO = "over_plain"
 def run(part: str, arguments: argparse.Namespace, end: float, environment: dict[str, str]) -> Iterator[Row]:
     """The rows of a part. Where a process ends within a case, another one goes on with the next."""
     until = min(time.time() + PARTS[part], end)
-    cases = begun = 0
-    code = None
-    while time.time() < until and (code is None or (code and begun)) and (not cases or begun < cases):
+    cases, begun, name = None, 0, ""
+    while time.time() < until:
         command = [sys.executable, str(Path(__file__).with_name("gpu_parts.py")), part, "--device", arguments.device]
         command += ["--until", str(until), "--skip", str(begun), *(["--quick"] if arguments.quick else [])]
         name = ""
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             timer = threading.Timer(until + _GRACE - time.time(), process.kill)
             timer.start()
-            for line in process.stdout or ():
-                row = json.loads(line)
-                if row["status"] == "case":
-                    begun, name = row["number"] + 1, row["case"]
-                    continue
-                cases = row.get("cases", cases)
-                yield row
-            code = process.wait()
-            timer.cancel()
-        late = time.time() >= until
-        if code not in (0, _LOST, _NOTHING) and not late:
+            try:
+                for line in process.stdout or ():
+                    row = json.loads(line)
+                    if row["status"] == "case":
+                        begun, name = row["number"] + 1, row["case"]
+                        continue
+                    cases = row.get("cases", cases)
+                    yield row
+                code = process.wait()
+            finally:  # also where nobody wants more rows
+                timer.cancel()
+                process.kill()
+        if code == _NOTHING:
+            return
+        if time.time() >= until + _GRACE:
+            yield {"part": part, "case": name, "status": "left out", "problem": "out of time within the case"}
+        elif code not in (0, _LOST):
             yield {"part": part, "case": name, "status": "failed", "problem": f"its process ended with {code}"}
-    if code != _NOTHING and (begun < cases or not cases or code):
-        problem = f"out of time: {cases - begun} of {cases} cases were not begun"
-        yield {"part": part, "status": "left out", "problem": problem}
+        # The next process has to begin another case than this one did.
+        if code == 0 or not name or begun == cases:
+            break
+    if cases is None or begun < cases:
+        rest = "it began" if cases is None else f"{cases - begun} of {cases} cases"
+        yield {"part": part, "status": "left out", "problem": f"out of time before {rest}"}
 
 
 def spread(quartiles: Sequence[float] | None) -> str:
@@ -205,7 +213,9 @@ def main() -> int:
         cache = stack.enter_context(tempfile.TemporaryDirectory())
         file = stack.enter_context(arguments.json.open("w")) if arguments.json else None
         environment = {**os.environ, "TRITON_CACHE_DIR": cache}
-        environment["TRITON_INTERPRET"] = "1" if arguments.device == "cpu" else "0"
+        environment.pop("TRITON_INTERPRET", None)
+        if arguments.device == "cpu":
+            environment["TRITON_INTERPRET"] = "1"
         for part in arguments.part or PARTS:
             print(f"\n## {part}" + (" (Triton's interpreter: no times of a GPU)" if arguments.device == "cpu" else ""))
             found = []
