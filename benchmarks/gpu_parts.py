@@ -188,7 +188,9 @@ def calls(quick: bool) -> Iterator[Call]:
         ((2, 32, 16, 22), usual(2, (1, 1)), (24, 33), (1.5, 1.5)),
         ((1, 3, 1, 7), usual(1, (4, 4), scope=True), None, None),
     ]
-    for (shape, scheme, size, factors), layout, kind in itertools.product(others, LAYOUTS, (torch.float32, *HALVES)):
+    for (shape, scheme, size, factors), layout, kind in itertools.product(
+        others, LAYOUTS, (torch.float32, torch.bfloat16)
+    ):
         yield Call(shape, scheme, layout, kind, torch.float32, size, factors)
     for which, how, layout in itertools.product(("x", "field"), STRIDES, LAYOUTS):
         yield Call((2, 64, 24, 37), usual(4, (2, 2)), layout, strided=(which, how))
