@@ -89,11 +89,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def pair(name: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+def pair(build: Callable[[], nn.Module], size: tuple[int, ...] = SIZE) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     """A model as it was, and patched with random offsets of some pixels."""
     torch.manual_seed(0)
-    x = torch.randn(SIZE)
-    original = MODELS[name]().train()
+    x = torch.randn(size)
+    original = build().train()
     with torch.no_grad():
         for _ in range(3):  # norms with the statistics of real maps, so that outputs depend on all of the model
             original(x)
@@ -145,7 +145,7 @@ def ratio(before: Run, after: Run, x: torch.Tensor, rounds: int) -> list[float]:
 
 def row(name: str, target: Target, sampler: str, rounds: int) -> dict[str, Any]:
     """A model in a runtime."""
-    original, patched, x = pair(name)
+    original, patched, x = pair(MODELS[name])
     if not target.batches:
         x = x[:1]
     options = ExportOptions(target, OPSET, None, sampler, "float32")

@@ -42,7 +42,16 @@ def interleaved(
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> float:
     """The median over the rounds of one's time as a multiple of the other's in the same round."""
-    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+    return quartiles(times, base)[1]
+
+
+def quartiles(times: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of what `ratio` is the median of."""
+    ratios = [a / b for a, b in zip(times, base, strict=True)]
+    if len(ratios) == 1:
+        return ratios[0], ratios[0], ratios[0]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return low, middle, high
 
 
 def _number(call: Callable[[], object], device: torch.device) -> int:

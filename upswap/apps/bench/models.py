@@ -65,9 +65,9 @@ class ModelBench(NamedTuple):
         if self.compiled:
             torch._dynamo.reset()
         with set_threads(self.threads[0]):
-            given = inputs.map(self._placed)
+            given = inputs.map(self.placed)
             runs = [
-                self._prepared(name, self._module(model, what), given, what, compiled)
+                self._prepared(name, self.module(model, what), given, what, compiled)
                 for name, model in ((ORIGINAL, original), (PATCHED, patched))
                 for compiled in ((False, True) if self.compiled else (False,))
             ]
@@ -75,11 +75,13 @@ class ModelBench(NamedTuple):
             with set_threads(threads):
                 yield self._timed(runs, threads)
 
-    def _placed(self, tensor: Tensor) -> Tensor:
+    def placed(self, tensor: Tensor) -> Tensor:
+        """A tensor of the inputs as the models are given it."""
         layout = LAYOUTS[self.layout] if tensor.dim() == 4 else torch.contiguous_format
         return tensor.to(self.device).contiguous(memory_format=layout)
 
-    def _module(self, model: nn.Module, what: str) -> nn.Module:
+    def module(self, model: nn.Module, what: str) -> nn.Module:
+        """The model itself, on the device, in the layout and mode that are measured."""
         return model.to(self.device).to(memory_format=LAYOUTS[self.layout]).train(what == TRAINING)
 
     def _prepared(
@@ -88,18 +90,18 @@ class ModelBench(NamedTuple):
         """A row with all that does not depend on the number of threads, and the call to time."""
         row = Row(name, what, self.dtype, self.layout, compiled, threads=0)
         row.parameters = sum(parameter.numel() for parameter in model.parameters())
-        call = self._call(model, model, inputs, what)
+        call = self.call(model, model, inputs, what)
         try:
             row.flops = flops.count(call)
             if compiled:
-                call = self._call(torch.compile(model), model, inputs, what)
+                call = self.call(torch.compile(model), model, inputs, what)
             call()
             row.peak_memory = meters.peak_memory(call, self.device)
         except Exception as error:  # noqa: BLE001 - a model's own code, which may refuse to be trained or compiled
             row.problem = problem_of(error)
         return row, call
 
-    def _call(self, forward: Callable[..., Any], model: nn.Module, inputs: Inputs, what: str) -> Callable[[], object]:
+    def call(self, forward: Callable[..., Any], model: nn.Module, inputs: Inputs, what: str) -> Callable[[], object]:
         """A forward in eval mode without gradients, or the forward, loss and backward of a training step."""
         weights: dict[int, Tensor] = {}
 

@@ -31,6 +31,15 @@ class Case(NamedTuple):
     groups: int | None = None
     dtype: str = "float32"
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """What calls of this case run under."""
+        return torch.autocast(
+            device.type,
+            torch.bfloat16,
+            enabled=self.dtype != "float32",
+            cache_enabled=False,  # a kept cast of the weights would belong to the graph of the first call
+        )
+
 
 def sweep(case: Case, along: str) -> list[Case]:
     """Cases around one that differ in one thing: the map's size, its channels, the scale, or DySample's groups."""
@@ -84,14 +93,9 @@ class Bench(NamedTuple):
         """The rows of a case for one number of threads after the other."""
         if self.compiled:
             torch._dynamo.reset()  # or the shapes before would make it compile for any shape
-        autocast = torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=case.dtype != "float32",
-            cache_enabled=False,  # a kept cast of the weights would belong to the graph of the first call
-        )
+        autocast = case.autocast(self.device)
         with autocast, set_threads(self.threads[0]):
-            tensors = _Tensors(case, self.device)
+            tensors = Tensors(case, self.device)
             entries = [_prepared(case, tensors, *which) for which in self._which()]
         for threads in self.threads:
             with autocast, set_threads(threads):
@@ -122,7 +126,7 @@ def _is_base(row: Row) -> bool:
     return (row.contender, row.layout, row.compiled) == (BASELINE, "contiguous", False)
 
 
-class _Tensors:
+class Tensors:
     """The tensors that contenders share: the input in each layout, and gradients of outputs."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
@@ -143,7 +147,7 @@ class _Tensors:
 
 
 def _prepared(
-    case: Case, tensors: _Tensors, contender: Contender, layout: str, compiled: bool
+    case: Case, tensors: Tensors, contender: Contender, layout: str, compiled: bool
 ) -> tuple[Row, Callable[[], object]]:
     """A row with all that does not depend on the number of threads, and the call to time."""
     row = Row(contender.name, case.shape, case.scale, case.groups, case.dtype, layout, case.what, compiled, threads=0)
@@ -152,14 +156,14 @@ def _prepared(
     try:
         module: Any = contender.make(settings).to(x.device).to(memory_format=LAYOUTS[layout])
         parameters = list(module.parameters())
-        call = eager = _call(module, parameters, x, tensors, case.what)
+        call = eager = step(module, parameters, x, tensors, case.what)
         row.parameters = sum(parameter.numel() for parameter in parameters)
         out = module(x)
         row.bytes_floor = _floor(x, out, contender.predicted(settings), case.what)
         row.flops = flops.count(eager)
         if compiled:
             module = torch.compile(module)
-            call = _call(module, parameters, x, tensors, case.what)
+            call = step(module, parameters, x, tensors, case.what)
             call()
         else:
             row.bytes_moved = meters.bytes_moved(eager)
@@ -176,8 +180,8 @@ def _nothing() -> None:
     """For what cannot be called."""
 
 
-def _call(
-    forward: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], x: Tensor, tensors: _Tensors, what: str
+def step(
+    forward: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], x: Tensor, tensors: Tensors, what: str
 ) -> Callable[[], object]:
     """One forward without gradients; or one forward and backward, to the input and to every parameter."""
 
