@@ -49,7 +49,9 @@ def watch(upsampler: Any, weight: nn.Parameter, x: Tensor) -> None:
     """
     if not torch.is_grad_enabled() or type(x) is not Tensor or plain_functions_wanted():
         return
-    if type(torch.empty(0)) is not Tensor:  # all that is computed here is fake, and has no values to be asked for
+    if (
+        type(torch.empty(0, device=x.device)) is not Tensor
+    ):  # all that is computed here is fake, and has no values to be asked for
         return
     if getattr(upsampler, "_is_replica", False):  # of nn.DataParallel, made anew for each forward
         return

@@ -241,7 +241,7 @@ def test_ctrl_c_leaves_the_model_as_it_was(patched: bool, small: Path, monkeypat
 def test_a_plan_that_does_not_fit_leaves_the_model_as_it_was(small: Path) -> None:
     for model, says in (
         (Other(), "made for"),
-        (nn.ModuleDict({"net": tiny()}), r"the tiny_host\.Tiny at net in this model"),
+        (nn.ModuleDict({"net": tiny(), "head": nn.Identity()}), r"the tiny_host\.Tiny at net in this model"),
     ):
         before = state_of(model)
         with pytest.raises(PlanError, match=says):
