@@ -127,6 +127,7 @@ def test_dask(place: Path) -> None:
         check_work(place, done)
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_with_room_for_one_model_does_the_work(place: Path) -> None:
     """So has one whose workers are still coming. Left to itself, joblib would do the models in the process that asked."""
     with dask_cluster(place, 1) as (worker, address):
