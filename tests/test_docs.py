@@ -16,6 +16,7 @@ def test_finetuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # it exports an FPN with sizes left open, two minutes on a quiet machine
+# torch announces the end of what is tested, and warns of every size that a trace asks for
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Converting a tensor:torch.jit.TracerWarning")
 def test_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

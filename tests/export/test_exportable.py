@@ -39,6 +39,7 @@ def test_what_it_is_wrapped_in_stays() -> None:
     assert sorted(upsampler_paths(made.model)) == sorted(upswap.upsamplers(patched()))
 
 
+# torch announces the end of what is tested, and warns of every size that a trace asks for
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit:FutureWarning",
     "ignore:`torch.jit:DeprecationWarning",

@@ -89,6 +89,7 @@ def test_a_window_stops_at_its_reach() -> None:
     assert torch.allclose(module(x), torch.ones(1, 24, 16, 16))
 
 
+# torch announces the end of what is tested, and warns of every size that a trace asks for
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit:FutureWarning",
     "ignore:`torch.jit:DeprecationWarning",
