@@ -45,6 +45,7 @@ def test_what_save_pretrained_wrote_comes_back(tmp_path: Path) -> None:
     torch.testing.assert_close(exported.module()(IMAGES), again(IMAGES))
 
 
+# What is said of the FPN, to which the plan does not belong; the refusal is what is tested.
 @pytest.mark.filterwarnings("ignore:.*has the plan of a Unet")
 def test_a_model_that_is_passed_is_the_one_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the configuration describes is not built beside it, which may be of any size."""
