@@ -60,6 +60,7 @@ WITHOUT = {
 SHARED: dict[str, str] = {
     "export/making.py": "export/test_export.py",
     "export/targets.py": "export/test_options.py",
+    "files/formats/host_architecture.py": "files/formats/test_host_folder.py",
     "files/formats/host_class.py": "files/formats/test_host_folder.py",
     "files/safety/pickle_walks.py": "files/safety/test_pickle_scan.py",
     "files/safety/pickled_calls.py": "files/safety/test_pickle_scan.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -18,6 +19,7 @@ import upswap
 from models import IMAGES, assert_same, patched, unet
 from upswap import OptionError, PlanError, SourceError
 from upswap.files.checkpoint import read_header
+from upswap.files.formats import pt
 from upswap.files.formats import safetensors as portable
 
 # ---- there and back
@@ -255,3 +257,22 @@ def test_json_of_the_header_is_readable_by_others(tmp_path: Path) -> None:
         (length,) = struct.unpack("<Q", file.read(8))
         metadata = json.loads(file.read(length))["__metadata__"]
     assert json.loads(metadata["upswap"])["plan"]["options"]["config"]["style"] == "lp"
+
+
+def test_a_pt_that_is_written_to_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = upswap.save(
+        patched(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 1))),
+        tmp_path / "model.pt",
+    )
+    unpickled = pt._unpickled
+
+    def read_meanwhile(*args: Any) -> Any:
+        found = unpickled(*args)
+        with open(path, "r+b") as file:
+            file.write(b"PK")  # as it was, but at another time
+        os.utime(path, ns=(0, 0))
+        return found
+
+    monkeypatch.setattr(pt, "_unpickled", read_meanwhile)
+    with pytest.raises(SourceError, match="was written to while it was read; load it again"):
+        upswap.load(path)

@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
 import upswap
-from fuzz import bad_loaders
-from fuzz.mutate import BYTES, JSON, PT, SAFETENSORS, mutations_for
+from fuzz import bad_loaders, mutate
+from fuzz.mutate import BYTES, JSON, PT, SAFETENSORS, counted, edited, mutations_for
 from fuzz.runner import keep, make, run
 from fuzz.seeds import seeds
 
@@ -74,6 +77,15 @@ def test_every_change_is_made_and_every_file_can_be_made_again() -> None:
     assert done == set(BYTES) | set(PT) | set(SAFETENSORS) | set(JSON)
     for seed in seeds():
         assert all(mutations_for(name) for name in seed.files)
+
+
+@pytest.mark.parametrize("change", [edited, counted])
+def test_a_value_that_has_grown_is_not_changed_once_more(change: Callable[[Random, Any], Any]) -> None:
+    """A list that is made longer may hold one that was: a run of the fuzz once took all memory by that."""
+    grown = [1] * (mutate._MOST_ENTRIES + 1)
+    for seed in range(20):
+        assert change(Random(seed), list(grown)) == grown
+    assert any(change(Random(seed), grown[:100]) != grown[:100] for seed in range(20))
 
 
 def test_the_seeds_load_by_every_route(tmp_path: Path) -> None:

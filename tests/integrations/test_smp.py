@@ -51,7 +51,7 @@ def test_a_model_that_is_passed_is_the_one_that_is_used(tmp_path: Path, monkeypa
     """What the configuration describes is not built beside it, which may be of any size."""
     model = train(patched(unet()))
     model.save_pretrained(tmp_path)
-    monkeypatch.setattr("upswap.files.formats.host_folder.build", Mock(side_effect=AssertionError))
+    monkeypatch.setattr("upswap.files.formats.host_architecture.build", Mock(side_effect=AssertionError))
     mine = unet()
     assert upswap.load(tmp_path, mine) is mine
     assert_same(mine, model)

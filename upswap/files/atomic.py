@@ -140,6 +140,15 @@ def check_together(folder: Path, names: Iterable[str], *, force: bool = False) -
                 raise _exists(folder / name)
 
 
+def state_of(file: Path | int) -> tuple[int, int, int] | None:
+    """What tells that a file, or an open one by its descriptor, has been written to; None where there is none."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def _check_folder(folder: Path, path: Path) -> None:
     if not folder.is_dir():
         raise SaveError(f"{path} cannot be written: there is no folder {folder}")

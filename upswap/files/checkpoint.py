@@ -150,7 +150,8 @@ def _load(path: Path, model: nn.Module | None, trust: tuple[str, ...], key: str 
         check_no_key(path, key)
         return folder.load(path, model, trust), None
     if portable.looks_like_one(path):
-        tensors, header = portable.read(path)
+        with loading_within_bounds(path):
+            tensors, header = portable.read(path)
         if header:
             check_no_key(path, key)
             if not alone.is_alone(header):

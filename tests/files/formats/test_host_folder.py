@@ -28,6 +28,7 @@ from invariants import Given, assert_close, outputs
 from models import patched
 from upswap import OptionError, SaveError, SourceError, UntrustedFileError, UpswapError, UpswapWarning
 from upswap.apps.cli import run
+from upswap.files.formats import host_architecture
 from upswap.files.open_source import open_source
 from zoos.transformers_zoo import CASES
 
@@ -352,6 +353,20 @@ def test_a_model_of_no_host_is_not_written_beside_the_config_of_one(tmp_path: Pa
     with pytest.raises(SaveError, match=r"config.json that is not of this model"):
         upswap.save(upswap.patch(model, IMAGES), tmp_path / "folder", force=True)
     assert contents(tmp_path / "folder") == before
+
+
+def test_a_config_that_is_another_after_it_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked is what counts, also for what transformers reads itself."""
+    original, folder = segformer(), tmp_path / "folder"
+    original.save_pretrained(folder)
+    check = host_architecture._check_config
+
+    def checked(*args: Any) -> None:
+        check(*args)
+        edit(folder / "config.json", hidden_sizes=[8, 8, 16, 32], configuration_files=["config.other.json"])
+
+    monkeypatch.setattr(host_architecture, "_check_config", checked)
+    assert_same(open_source(f"hf:{folder}").model, original)
 
 
 def test_a_folder_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

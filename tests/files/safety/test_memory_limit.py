@@ -21,7 +21,7 @@ from models import assert_same, patched, unet
 from upswap import PlanError, SourceError
 from upswap.files import open_source
 from upswap.files.formats import safetensors as portable
-from upswap.files.formats.host_folder import _entries
+from upswap.files.formats.host_architecture import _entries
 from upswap.files.safety import memory_limit
 from upswap.files.safety.memory_limit import Budget
 

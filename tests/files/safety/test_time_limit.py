@@ -14,7 +14,7 @@ import torch
 
 import upswap
 from upswap import SourceError
-from upswap.files.formats import host_folder
+from upswap.files.formats import host_architecture, host_folder
 from upswap.files.formats import safetensors as portable
 from upswap.files.safety import time_limit
 from upswap.files.safety.time_limit import loading_within_bounds
@@ -123,25 +123,34 @@ def test_a_larger_file_may_take_longer(file: Path, monkeypatch: pytest.MonkeyPat
 def test_a_table_made_by_four_loops(file: Path) -> None:
     """LeViT has one of all pairs of pixels, made in plain Python."""
     settings = {"architectures": ["LevitForImageClassification"], "model_type": "levit", "image_size": 4096}
-    (file.parent / host_folder.CONFIG).write_text(json.dumps(settings))
-    portable.write({"weight": torch.zeros(64)}, {"format": "pt"}, file.parent / host_folder.WEIGHTS)
+    (file.parent / host_architecture.CONFIG).write_text(json.dumps(settings))
+    portable.write({"weight": torch.zeros(64)}, {"format": "pt"}, file.parent / host_architecture.WEIGHTS)
     with pytest.raises(SourceError, match="to load, far more than a file of its size"):
         host_folder.open_folder(file.parent)
 
 
-def test_a_model_of_the_users_own_may_take_its_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bounded: list[Path] = []
+@pytest.mark.parametrize("name", ["model.safetensors", "folder"])
+def test_a_model_of_the_users_own_may_take_its_time(name: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the file may not, which is not the model's."""
+    bounds: list[str] = []
 
     @contextlib.contextmanager
     def spied(path: Path) -> Any:
-        bounded.append(path)
+        bounds.append("begin")
         yield
+        bounds.append("end")
 
-    monkeypatch.setattr("upswap.files.checkpoint.loading_within_bounds", spied)
-    model = torch.nn.Conv2d(1, 1, 1)
-    path = upswap.save(model, file.parent / "model.safetensors")
-    upswap.load(path, torch.nn.Conv2d(1, 1, 1))
-    assert not bounded
+    class Own(torch.nn.Conv2d):
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            bounds.append("own")
+            return super().load_state_dict(*args, **kwargs)
+
+    for place in ("checkpoint", "formats.folder"):
+        monkeypatch.setattr(f"upswap.files.{place}.loading_within_bounds", spied)
+    path = upswap.save(torch.nn.Conv2d(1, 1, 1), file.parent / name)
+    upswap.load(path, Own(1, 1, 1))
+    assert bounds == ["begin", "end", "own"]
+    bounds.clear()
     with pytest.raises(SourceError):
         upswap.load(path)
-    assert bounded == [path]
+    assert bounds[0] == "begin"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -28,8 +27,10 @@ from .. import atomic
 from ..provenance import same_modules
 from ..safety.instance_rules import check_parts
 from ..safety.memory_limit import Budget
+from ..safety.time_limit import loading_within_bounds
 from ..state_dict import assign, separated
 from . import description as _description
+from . import host_architecture as architecture
 from . import host_folder as hub
 from . import safetensors as portable
 
@@ -37,7 +38,7 @@ DESCRIPTION = "upswap.json"
 UPSAMPLERS = "upswap.safetensors"
 
 #: All that `save` may write.
-FILES = (hub.WEIGHTS, UPSAMPLERS, hub.CONFIG, DESCRIPTION)
+FILES = (architecture.WEIGHTS, UPSAMPLERS, architecture.CONFIG, DESCRIPTION)
 
 
 def save(model: nn.Module, spec: str | None, folder: Path, *, force: bool) -> None:
@@ -49,14 +50,16 @@ def save(model: nn.Module, spec: str | None, folder: Path, *, force: bool) -> No
     across = [name for name, same in shared.items() if (name in added) != (same in added)]
     if across:
         raise SaveError(f"{across[0]} is shared between the host and an upsampler, which a folder cannot hold; use .pt")
-    config = hub.config_of(model, spec)
-    if config is None and hub.has_config(folder):
-        raise SaveError(f"{folder} has a {hub.CONFIG} that is not of this model; name another folder, or remove it")
+    config = architecture.config_of(model, spec)
+    if config is None and architecture.has_config(folder):
+        raise SaveError(
+            f"{folder} has a {architecture.CONFIG} that is not of this model; name another folder, or remove it"
+        )
     description = _description.describe(model, spec, shared) | {"config_builds": _builds(config, model)}
-    texts = {hub.CONFIG: config, DESCRIPTION: json.dumps(description, indent=2, sort_keys=True)}
+    texts = {architecture.CONFIG: config, DESCRIPTION: json.dumps(description, indent=2, sort_keys=True)}
     fills: dict[str, Callable[[Path], None]] = {
         # transformers opens only files that say they are of PyTorch.
-        hub.WEIGHTS: partial(portable.write, host, {"format": "pt"}),
+        architecture.WEIGHTS: partial(portable.write, host, {"format": "pt"}),
         # An older model's upsamplers may not stay where this one has none.
         **(
             {UPSAMPLERS: partial(portable.write, own, {"format": "pt"})}
@@ -72,12 +75,12 @@ def check(folder: Path, *, force: bool) -> None:
     """`SaveError` where `save` would fail for a reason that shows before the work is done."""
     atomic.recover(folder, DESCRIPTION, FILES)
     if folder.is_dir() and not (folder / DESCRIPTION).exists():
-        taken = [name for name in (hub.WEIGHTS, hub.CONFIG, UPSAMPLERS) if (folder / name).exists()]
+        taken = [name for name in (architecture.WEIGHTS, architecture.CONFIG, UPSAMPLERS) if (folder / name).exists()]
         if taken:
             raise SaveError(
                 f"{folder} holds another model ({', '.join(taken)}), which is not written over; name another"
             )
-    atomic.check_together(folder, (hub.WEIGHTS, UPSAMPLERS, DESCRIPTION), force=force)
+    atomic.check_together(folder, (architecture.WEIGHTS, UPSAMPLERS, DESCRIPTION), force=force)
 
 
 def load(folder: Path, model: nn.Module | None, trust: Iterable[str]) -> nn.Module:
@@ -96,7 +99,7 @@ def load(folder: Path, model: nn.Module | None, trust: Iterable[str]) -> nn.Modu
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:
     """The weights in a folder, of `save`'s or a host's, by the names that the model has for them."""
     finish_save(folder)
-    if (folder / DESCRIPTION).exists() or not hub.has_config(folder):
+    if (folder / DESCRIPTION).exists() or not architecture.has_config(folder):
         description, tensors = _read(folder)
         return _description.all_names(tensors, description, folder)
     return hub.state_dict_in(folder)
@@ -111,7 +114,7 @@ def has_upsamplers(folder: Path) -> bool:
 def is_hosts(folder: Path) -> bool:
     """Whether transformers wrote the folder, of a patched model."""
     finish_save(folder)
-    return not (folder / DESCRIPTION).exists() and hub.has_plan(folder)
+    return not (folder / DESCRIPTION).exists() and architecture.has_plan(folder)
 
 
 def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
@@ -132,31 +135,27 @@ def _from_host(folder: Path, model: nn.Module | None) -> nn.Module:
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The description and the weights, of one save: where another comes between, they are read again."""
+    with loading_within_bounds(folder):
+        return _read_one_save(folder)
+
+
+def _read_one_save(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     while True:
         finish_save(folder)
-        before = _state_of(folder / DESCRIPTION)
+        before = atomic.state_of(folder / DESCRIPTION)
         try:
             description = read_description(folder)
             tensors: dict[str, torch.Tensor] = {}
-            for name in (hub.WEIGHTS, UPSAMPLERS) if description.get("plan") else (hub.WEIGHTS,):
+            for name in (architecture.WEIGHTS, UPSAMPLERS) if description.get("plan") else (architecture.WEIGHTS,):
                 if not (folder / name).is_file():
                     raise SourceError(f"{folder} is not whole: there is no {name} in it")
                 tensors |= hub.read_tensors(folder / name)
         except SourceError:
-            if before == _state_of(folder / DESCRIPTION):
+            if before == atomic.state_of(folder / DESCRIPTION):
                 raise
         else:
-            if before == _state_of(folder / DESCRIPTION):
+            if before == atomic.state_of(folder / DESCRIPTION):
                 return description, tensors
-
-
-def _state_of(path: Path) -> tuple[int, int] | None:
-    """What tells that a file has been written again; None where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -164,7 +163,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     finish_save(folder)
     path = folder / DESCRIPTION
     if not path.is_file():
-        if hub.has_config(folder):
+        if architecture.has_config(folder):
             raise SourceError(f"{folder} has no {DESCRIPTION}. If transformers or SMP wrote it, name it hf:{folder}")
         raise SourceError(f"{folder} is a folder without {DESCRIPTION}; name a file in it")
     try:
@@ -199,7 +198,7 @@ def _build(
 ) -> nn.Module:
     source = description.get("source")
     if not rebuilds(source, trust) and _has_config(folder, description):
-        return hub.build_from_config(folder, tensors)
+        return architecture.build_from_config(folder, tensors)
     spec = parse_stored(source) if isinstance(source, str) else None
     if spec is None or spec.scheme == "hf":
         raise SourceError(f"{folder} does not say how its model is built; pass it: upswap.load({str(folder)!r}, model)")
@@ -209,13 +208,13 @@ def _build(
 
 def _has_config(folder: Path, description: dict[str, Any]) -> bool:
     """Whether the folder's `config.json` describes its model."""
-    return description.get("config_builds") is True and hub.has_config(folder)
+    return description.get("config_builds") is True and architecture.has_config(folder)
 
 
 def _builds(config: str | None, model: nn.Module) -> bool:
     """Whether a `config.json` is enough to build the architecture of `model`, which may be a class of the user's own, or have
     been changed after it was made."""
-    built = None if config is None else hub.skeleton(model, config)
+    built = None if config is None else architecture.skeleton(model, config)
     return built is not None and same_modules(model, built)
 
 

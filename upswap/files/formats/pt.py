@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import nn
 
-from ...errors import PlanError, SaveError, SourceError, UntrustedFileError, UpswapWarning
+from ...errors import PlanError, SaveError, SourceError, UntrustedFileError, UpswapError, UpswapWarning
 from ...shown import listed, one_line
 from ...surgery import apply as rewrite
+from ..atomic import state_of
 from ..parts import Kinds, parts
 from ..safety import allowed_names as trusting
 from ..safety import pickle_scan as screen
@@ -216,8 +217,23 @@ def read(path: Path, trust: tuple[str, ...]) -> Contents:
     What is in packages of the user's own may take its time.
     """
     # Opened once: what takes its name meanwhile was not looked through.
-    with contextlib.nullcontext() if trust else loading_within_bounds(path), open(path, "rb") as file:
+    bound = contextlib.nullcontext() if trust else loading_within_bounds(path)
+    with bound, open(path, "rb") as file, _left_alone(file, path):
         return _read(file, path, trust)
+
+
+@contextlib.contextmanager
+def _left_alone(file: BinaryIO, path: Path) -> Iterator[None]:
+    """`SourceError` where the file is written to meanwhile: what was read is then not what was looked through."""
+    before, error = state_of(file.fileno()), None
+    try:
+        yield
+    except UpswapError as raised:
+        error = raised
+    if state_of(file.fileno()) != before:
+        raise SourceError(f"{path} was written to while it was read; load it again when that is done") from error
+    if error is not None:
+        raise error
 
 
 def _read(file: BinaryIO, path: Path, trust: tuple[str, ...]) -> Contents:
