@@ -10,6 +10,7 @@ import contextlib
 import csv
 import html
 import io
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -38,6 +39,39 @@ def one_line(text: object, most: int | None = None) -> str:
     text = str(text)
     cut = shown(text if most is None or len(text) <= most else f"{text[:most]}...")
     return "".join(_escape(c) if c in "\n\t" else c for c in cut)
+
+
+def brief(value: object, most: int = 60) -> str:
+    """The `repr` of a value, cut off after `most` characters, of which no more is made than that.
+
+    A file can have one long text in a value a thousand times.
+
+    >>> brief([["a" * 100] * 1000, {"b": 1}, 2**40])
+    "[['aaaaaaaaaaaa...aaaaaaaaaaaaa', 'aaaaaaaaaaaa...aaaaaaa..."
+    >>> brief(Html("<b>"))
+    'a Html'
+    """
+    text = _BRIEF.repr(value)
+    return one_line(text if len(text) <= most else f"{text[: most - 3]}...")
+
+
+class _Brief(reprlib.Repr):
+    """Of values of other types than Python's own the type alone: what their `repr` makes of what is in them is not known."""
+
+    def repr1(self, x: Any, level: int) -> str:
+        return super().repr1(x, level) if type(x).__module__ == "builtins" else f"a {type(x).__qualname__}"
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write very long ones in digits.
+        return repr(x) if x.bit_length() < 128 else f"an int of {x.bit_length()} bits"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[: self.maxother])
+
+    repr_bytearray = repr_bytes
+
+
+_BRIEF = _Brief()
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, get_args
 
 from ..errors import OptionError
 from ..plan.site import Site
+from ..shown import brief
 
 #: The shapes of a module's tensors, by their names in its state dict.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -203,8 +204,8 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     if not _has_type(value, kind):
         choices = typing.get_args(kind)
         if typing.get_origin(kind) is Literal:
-            raise OptionError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
-        raise OptionError(f"{name} must be {_type_name(kind)}, got {value!r}")
+            raise OptionError(f"{name}={brief(value)} is not one of {', '.join(map(str, choices))}")
+        raise OptionError(f"{name} must be {_type_name(kind)}, got {brief(value)}")
 
 
 def value_from_text(name: str, text: str, kind: Any) -> Any:

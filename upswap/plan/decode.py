@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import PlanError
-from ..shown import one_line
+from ..shown import brief, one_line
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def made(cls: type[T], data: Any, where: str) -> T:
         raise _wrong(where, data, f"an object with the entries of a {cls.__name__}")
     hints = _hints(cls)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(str(key) for key in data if key not in fields)
+    unknown = sorted(key if isinstance(key, str) else brief(key) for key in data if key not in fields)
     if unknown:
         raise PlanError(f"unknown entries in a {cls.__name__}: {one_line(', '.join(unknown[:5]), 300)} (in {where})")
     values: dict[str, Any] = {}
@@ -126,6 +126,4 @@ def _check_plain(data: Any, where: str, depth: int) -> None:
 
 
 def _wrong(where: str, data: Any, expected: str) -> PlanError:
-    shown = repr(data)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return PlanError(f"this is not a plan upswap wrote: {where} is {shown}, where it has to be {expected}")
+    return PlanError(f"this is not a plan upswap wrote: {where} is {brief(data)}, where it has to be {expected}")

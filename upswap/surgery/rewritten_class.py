@@ -13,6 +13,7 @@ from ..plan.decode import made
 from ..plan.plan import PLAN_SCHEMA, check_schema
 from ..plan.schema1 import upgrade_site
 from ..plan.site import ModulePath, Site
+from ..shown import brief
 from .routes.choose import Rewriting, replay_owner
 from .routes.kept_methods import late_method, rebind
 from .routes.refusals import Misfit, does_not_fit
@@ -47,7 +48,7 @@ class Record:
         """The record `to_dict` described; `PlanError` for anything else, and for a newer upswap's."""
         if not isinstance(data, Mapping):
             raise PlanError(f"a rewritten module is described by an object, got {type(data).__name__}")
-        check_schema(data.get("schema"), f"the rewritten module {str(data.get('path'))[:80]!r}", None)
+        check_schema(data.get("schema"), f"the rewritten module {brief(data.get('path'))}", None)
         if data["schema"] == 1 and isinstance(data.get("sites"), list):
             data = {**data, "sites": [upgrade_site(site, {}) for site in data["sites"]]}
         return made(cls, {**data, "schema": PLAN_SCHEMA}, "record")

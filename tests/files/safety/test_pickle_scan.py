@@ -18,9 +18,12 @@ import torch
 from torch import nn
 
 import upswap
+from fuzz.calls import GET, PUT, bounds_of
 from fuzz.guard import Peak
+from fuzz.mutate import packed, unpacked
+from fuzz.seeds import seeds
 from raw_pickle import Call, Global, New, Raw, pickled, records, write_pt
-from upswap import SourceError, UntrustedFileError, UpswapWarning
+from upswap import SourceError, UntrustedFileError, UpswapError, UpswapWarning
 from upswap.files.safety.pickle_scan import instructions
 from work import calls_made
 
@@ -471,6 +474,29 @@ def test_what_is_made_of_one_text_again_and_again(name: str, tmp_path: Path) -> 
     assert memory.megabytes() < 200
     assert time.process_time() - start < 5
     assert len(str(caught.value)) < 10_000
+
+
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
+def test_one_text_a_thousand_times_in_the_place_of_any_other(every: int, tmp_path: Path) -> None:
+    """No message, and no check, writes the whole of it: 5,000 times 200,000 characters."""
+    seed = next(seed for seed in seeds() if seed.name == "graph.pt")
+    kept = unpacked(seed.files[seed.load])
+    name = next(name for name in kept if name.endswith("data.pkl"))
+    texts = [(start, end) for kind, start, end in bounds_of(kept[name]) if kind == "BINUNICODE"]
+    shared = b"(" + _text("a" * 200_000) + PUT + GET * 5000 + b"t"
+    refused = 0
+    for start, end in texts[::every]:
+        changed = kept[name][:start] + shared + kept[name][end:]
+        (tmp_path / "model.pt").write_bytes(packed({**kept, name: changed}))
+        memory, said = Peak(), ""
+        try:
+            upswap.load(tmp_path / "model.pt")
+        except UpswapError as error:
+            said = str(error)
+        assert len(said) < 10_000
+        assert memory.megabytes() < 200
+        refused += bool(said)
+    assert refused > len(texts[::every]) / 2
 
 
 def test_a_value_far_inside_is_told_shortly(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import torch
 
 from ...architectures.packages import check_trust, import_own, inside, missing_package
 from ...errors import SourceError, UntrustedFileError
-from ...shown import one_line
+from ...shown import brief, one_line
 from .stand_ins import (
     Apart,
     Blank,
@@ -232,7 +232,7 @@ def check_names(sites: Iterable[Mapping[str, Any]]) -> None:
         child = module.rpartition(".")[2] if isinstance(module, str) else ""
         # On the module route the upsampler takes the owner's own place, which may be called anything.
         if not child.isidentifier() and not (child and site.get("op") == "module" and module == site.get("owner")):
-            raise UntrustedFileError(f"it names an upsampler {str(module)[:80]!r}, which upswap would not")
+            raise UntrustedFileError(f"it names an upsampler {brief(module)}, which upswap would not")
 
 
 def check_values(description: Any, modules: Iterable[str]) -> None:
@@ -255,7 +255,7 @@ def check_values(description: Any, modules: Iterable[str]) -> None:
                     f"it describes a tensor of the dtype {dtype[:80]!r}, which torch does not have"
                 )
             if isinstance(instance, list | tuple) and not _is_known_data(instance, packages):
-                raise UntrustedFileError(f"it describes an argument of the class {str(instance[:2])[:80]}")
+                raise UntrustedFileError(f"it describes an argument of the class {brief(instance[:2])}")
             queue += value.values()
         elif isinstance(value, list | tuple):
             queue += value

@@ -22,7 +22,7 @@ from torch import nn
 from ...architectures.packages import inside
 from ...errors import UntrustedFileError
 from ...plan.site import is_plain
-from ...shown import one_line
+from ...shown import brief, one_line
 from ...surgery.rewritten_class import rewrite_all
 from ...surgery.routes.kept_methods import rebind
 from .allowed_names import PACKAGES
@@ -104,7 +104,7 @@ def _place(value: Any, holders: Mapping[int, tuple[Any, Any]]) -> str:
     while (holder := holders[id(value)][1]) is not None:
         key = _key(holder, value)
         if isinstance(holder, Blank | BlankNamespace) or _key(holders[id(holder)][1], holder) in _REGISTRIES:
-            places.append("" if key in _REGISTRIES else f".{one_line(key, 80)}")
+            places.append("" if key in _REGISTRIES else f".{one_line(key, 80) if isinstance(key, str) else brief(key)}")
         else:
             places.append(f"[{key if type(key) is int else shown_name(key)}]")
         value = holder

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...errors import InputError
+from ...shown import brief
 from ..callsites.functions import loaded
 from .inputs import Inputs, _fields, _has_fields, _instance, _parts
 
@@ -77,9 +78,9 @@ def build(description: Any, make: Callable[[list[int], torch.dtype], torch.Tenso
             raise InputError(f"{module}.{name} is no loaded dataclass or named tuple")
         unknown = set(fields) - set(_fields(cls))
         if unknown:
-            raise InputError(f"{module}.{name} has no field {min(unknown)!a}")
+            raise InputError(f"{module}.{name} has no field {brief(next(iter(unknown)))}")
         return _instance(cls, {field: build(item, make) for field, item in fields.items()})
-    raise InputError(f"{form!r} is not a description of a value")
+    raise InputError(f"{brief(form)} is not a description of a value")
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -95,5 +96,5 @@ def _find(module: str, name: str) -> type | None:
 def _dtype(name: str) -> torch.dtype:
     found = vars(torch).get(name)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"{name!r} is not the name of a torch.dtype")
+        raise ValueError(f"{brief(name)} is not the name of a torch.dtype")
     return found

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import RewriteError
 from ...probe.inputs import describe
+from ...shown import brief
 from .refusals import NotFaithful
 from .traceable import straight_line
 
@@ -97,7 +98,7 @@ class ValueTracer(fx.Tracer):
         """What the probe saw a child give; calls come in the order they came then."""
         seen, output = self._children.pop(0) if self._children else ("nothing", None)
         if seen != path:
-            raise NotFaithful(f"it calls {path} where the probe saw a call of {seen}")
+            raise NotFaithful(f"it calls {path} where the probe saw a call of {brief(seen)}")
         return output
 
 
