@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import upswap
 from upswap.apps.cli import run
 from upswap.nn.configs import UpsamplerConfig
-from upswap.nn.registry import _FACTORIES, ENTRY_POINTS, is_exact, upsampler_names
+from upswap.nn.registry import _FACTORIES, ENTRY_POINTS, OWN, config_class, is_exact, upsampler_names
 from upswap.plan.plan import Plan
 from upswap.plan.site import Site
 from upswap.surgery.options import make_options
@@ -47,6 +47,8 @@ def install(folder: Path, package: str, announced: dict[str, str], code: str | N
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that packages can be installed in; afterwards none of them was ever imported."""
+    for name in OWN:  # a module registers once, when it is imported
+        config_class(name)
     known, modules = dict(_FACTORIES), set(sys.modules)
     folder = tmp_path / "site-packages"
     folder.mkdir()
