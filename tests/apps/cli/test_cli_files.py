@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---- verify
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [FORMS[0], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])])
 def test_verify_says_that_a_converted_model_is_the_same(form: str, folder: Path, capsys: Captured) -> None:
     assert run(["convert", "unet.pt", "-o", form]) == 0
     capsys.readouterr()

@@ -29,7 +29,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["report.csv", "report.html", "one.pt", "journal.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["report.csv", pytest.param("report.html", marks=pytest.mark.slow), "one.pt", "journal.jsonl"]
+)
 def test_links_in_the_folder_of_a_run_are_not_written_through(name: str, place: Path, capsys: Captured) -> None:
     """The folder, and its journal, may be somebody else's."""
     models = listing(place, "make?name=one")
@@ -197,7 +199,9 @@ def mine(place: Path, name: str) -> Callable[[], None]:
     return stays
 
 
-@pytest.mark.parametrize("name", ["python-nets_of_zoo_make-name=one.pt", "report.csv", "report.html"])
+@pytest.mark.parametrize(
+    "name", ["python-nets_of_zoo_make-name=one.pt", "report.csv", pytest.param("report.html", marks=pytest.mark.slow)]
+)
 def test_a_users_file_is_replaced_only_by_force(name: str, place: Path, capsys: Captured) -> None:
     stays = mine(place, name)
     models = listing(place, "make?name=two", "make?name=one")
