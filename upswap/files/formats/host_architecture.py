@@ -9,7 +9,6 @@ import contextlib
 import copy
 import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -204,12 +203,11 @@ def transformers_class(
         )
     cls: Any = found
     try:
-        # A copy of what was checked: the file may be another one by now, and transformers looks for more beside it.
-        with tempfile.TemporaryDirectory(prefix="upswap-") as checked:
-            (Path(checked) / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-            settings = cls.config_class.from_pretrained(checked, local_files_only=True)
+        settings = cls.config_class.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # a library's own reading of a file; whatever it raises is about the file
         raise SourceError(f"{folder / CONFIG} cannot be read by {names[0]}: {first_line(error)}") from error
+    if json.dumps(read_config(folder)) != json.dumps(config):  # transformers has read it once more, unchecked
+        raise SourceError(f"{folder / CONFIG} was written to while it was read; load it again when that is done")
     return spec, cls, settings
 
 

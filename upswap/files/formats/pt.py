@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ...errors import PlanError, SaveError, SourceError, UntrustedFileError, UpswapError, UpswapWarning
-from ...shown import listed, one_line
+from ...shown import brief, listed, one_line
 from ...surgery import apply as rewrite
 from ..atomic import state_of
 from ..parts import Kinds, parts
@@ -374,7 +374,7 @@ def _not_a_checkpoint(path: Path, error: Exception) -> str:
 def _not_a_model(path: Path, found: Any) -> str:
     """What to say of a file that holds `found`, which is neither a model nor weights, nor has any."""
     if isinstance(found, Mapping):
-        return f"{path} is a dict of {', '.join(map(repr, list(found)[:6]))}, with neither a model nor weights in it"
+        return f"{path} is a dict of {', '.join(map(brief, list(found)[:6]))}, with neither a model nor weights in it"
     return f"{path} holds a {type(found).__name__}, not a model"
 
 
