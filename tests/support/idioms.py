@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections import OrderedDict
 
 import torch
@@ -323,6 +324,56 @@ class DecoratedHelper(Base):
     def forward(self, image):
         high, low = self.both(image)
         return self.last(high + decorated_double(low))
+
+
+class PartialMethod(Straight):
+    """The forward is another method with some of its arguments given."""
+
+    def run(self, image, factor):
+        high, low = self.both(image)
+        return self.last(high + F.interpolate(low, scale_factor=factor))
+
+    forward = functools.partialmethod(run, factor=2)
+
+
+class UpConv(nn.Upsample):
+    """An `nn.Upsample` of one's own, with a convolution after it."""
+
+    def __init__(self, mode):
+        super().__init__(scale_factor=2, mode=mode)
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.conv(super().forward(x))
+
+
+class UpTwice(nn.UpsamplingBilinear2d):
+    def forward(self, x):
+        return nn.UpsamplingBilinear2d.forward(self, nn.Upsample.forward(self, x))
+
+
+class SubclassedLayers(Base):
+    def __init__(self):
+        super().__init__()
+        self.up, self.twice = UpConv("nearest"), UpTwice(scale_factor=2)
+
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + self.up(low) + self.twice(self.low(low)))
+
+
+class ScriptedPart(Base):
+    """A part that is compiled by TorchScript, beside a resize."""
+
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.gain = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()))
+
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + F.interpolate(self.gain(low), scale_factor=2))
 
 
 # -- checkpointed segments ---------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """What the code of a model's classes says about the modules in it: who runs whatever is put into it, who asks for a
-layer's class, which layers only resize."""
+layer's class, which layers only resize, whose forward cannot be another."""
 
 from __future__ import annotations
 
 from typing import TypeGuard
 
-from torch import nn
+from torch import fx, nn
 
 from .functions import names_by_function
 
@@ -16,6 +16,16 @@ _CHILDREN = {"children", "named_children", "_modules"}
 def is_resize_layer(module: object) -> TypeGuard[nn.Upsample]:
     """Whether a module is one whose forward is a resize call and nothing else: `nn.Upsample` and its subclasses."""
     return isinstance(module, nn.Upsample) and type(module).forward is nn.Upsample.forward
+
+
+def why_fixed(module: nn.Module) -> str | None:
+    """Why a subclass's forward would not be the one that runs; None where it would."""
+    if "forward" in module.__dict__:
+        return "its forward was set on the instance, and would hide a rewritten one"
+    if isinstance(module, fx.GraphModule):
+        # Copies, compilers and exporters go by the graph.
+        return "torch.fx makes its forward of a graph: patch the model before it is traced, and trace the patched one"
+    return None
 
 
 def runs_its_children(module: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...errors import RewriteError
-from .class_code import is_resize_layer
+from .class_code import is_resize_layer, why_fixed
 from .functions import reaching
 from .syntax import call_at
 
@@ -173,8 +173,11 @@ def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, str]:
             return tuple(hops), counting, ""
         below = next((i for i in range(text - 1, -1, -1) if not _is_torch(frames[i])), None)
         if below is None:
-            # `checkpoint(F.interpolate, x)`: what the model hands to torch is the resize itself.
-            runs_once = any(frame.f_code.co_filename == torch.utils.checkpoint.__file__ for frame in frames[:text])
+            # `checkpoint(F.interpolate, x)`: what the model hands to torch is the resize itself. `super().forward(x)` of a
+            # layer that is a subclass of torch's is one too.
+            runs_once = frames[text - 1].f_code is _RESIZE_LAYER or any(
+                frame.f_code.co_filename == torch.utils.checkpoint.__file__ for frame in frames[:text]
+            )
             return (
                 tuple(hops),
                 counting,
@@ -205,8 +208,9 @@ def position(frame: FrameType) -> Position:
 
 
 def _why_no_method(frames: list[FrameType], nearest: nn.Module | None) -> str:
-    if nearest is not None and "forward" in nearest.__dict__:
-        return "its forward was set on the instance, and would hide a rewritten one"
+    fixed = None if nearest is None else why_fixed(nearest)
+    if fixed is not None:
+        return fixed
     if not frames:
         return "no Python code of the model makes the call"
     return f"{frames[-1].f_code.co_qualname} makes the call, which is no method of a module of the model"
