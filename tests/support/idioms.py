@@ -315,6 +315,35 @@ class DecoratedMethod(Base):
         return self.last(high + self.up(low))
 
 
+def checked(*kinds):
+    """A decorator with arguments, whose wrapper names the module and branches."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapper(self, *args, **kwargs):
+            return function(self, *[x.contiguous() if isinstance(x, kinds) else x for x in args], **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+class DecoratedMethodTwice(Base):
+    """Two calls of a decorated method, and two of one in a loop."""
+
+    @checked(torch.Tensor)
+    @plus_one
+    def up(self, x, factor=2):
+        return F.interpolate(x, scale_factor=factor)
+
+    def forward(self, image):
+        high, low = self.both(image)
+        x = high + self.up(low) + self.up(self.low(low), 4)
+        for y in (low, low * 2):
+            x = x + self.up(y)
+        return self.last(x)
+
+
 @plus_one
 def decorated_double(x):
     return F.interpolate(x, scale_factor=2)

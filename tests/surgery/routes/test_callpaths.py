@@ -46,6 +46,7 @@ MODELS: dict[type[nn.Module], dict[str, str]] = {
     d.Decorated: {"root": SOURCE},
     d.DecoratedTwice: {"root": SOURCE},
     d.DecoratedMethod: {"root": SOURCE},
+    d.DecoratedMethodTwice: {f"root:{number}": SOURCE for number in range(4)},
     d.DecoratedHelper: {"root": SOURCE},
     d.PartialMethod: {"root": SOURCE},
     d.SubclassedLayers: {"up": SOURCE, "twice:0": SOURCE, "twice:1": SOURCE},
