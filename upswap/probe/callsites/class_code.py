@@ -3,11 +3,13 @@ layer's class, which layers only resize, whose forward cannot be another."""
 
 from __future__ import annotations
 
+import ast
 from typing import TypeGuard
 
 from torch import fx, nn
 
-from .functions import names_by_function
+from .functions import methods, names_by_function
+from .syntax import calls_in, function_node, has_source
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _CHILDREN = {"children", "named_children", "_modules"}
@@ -55,6 +57,15 @@ def names_a_resize(cls: type) -> bool:
 
 def _names_a_resize(names: set[str]) -> bool:
     return any(part in name.lower() for name in names for part in _RESIZES)
+
+
+def calls_a_resize(cls: type) -> bool:
+    """Whether the code of a class calls what goes by such a name: `rescale_coords` may be a setting."""
+    return names_a_resize(cls) and any(
+        _names_a_resize({ast.unparse(call.func).rpartition(".")[2]})
+        for function in methods(cls)
+        for call in (calls_in(function_node(function.__code__)) if has_source(function.__code__) else ())
+    )
 
 
 def training_matters(model: nn.Module, called: set[str]) -> bool:

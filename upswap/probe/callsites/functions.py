@@ -109,14 +109,19 @@ def names_in(function: FunctionType) -> set[str]:
     return names
 
 
-def names_by_function(cls: type) -> list[set[str]]:
-    """The names that each of a class's methods uses, apart from those that make an instance."""
+def methods(cls: type) -> list[FunctionType]:
+    """The functions of a class, apart from those that make an instance."""
     return [
-        names_in(function)
+        function
         for _, value in attributes(cls)
         for function in functions_in(value)
         if not function.__name__.startswith(("__init__", "_init", "init_", "reset_"))
     ]
+
+
+def names_by_function(cls: type) -> list[set[str]]:
+    """The names that each of a class's methods uses."""
+    return [names_in(function) for function in methods(cls)]
 
 
 def loaded(module: str, name: str) -> Any:
