@@ -50,6 +50,8 @@ class Outcome:
     seconds: float = 0.0
     #: (site name, kind, route or None where it is kept)
     sites: list[tuple[str, str, str | None]] = dataclasses.field(default_factory=list)
+    #: what the plan says beside its sites
+    hints: list[str] = dataclasses.field(default_factory=list)
     checks: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -81,6 +83,7 @@ def examine(model: Model) -> Outcome:
     else:
         outcome.checks["patch"] = ""
         outcome.sites = [(site.name, site.kind, site.route if site.swap else None) for site in run.plan.sites]
+        outcome.hints = list(run.plan.hints)
         for check, make in run.checks().items():
             try:
                 make()

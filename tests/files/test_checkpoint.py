@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 import pickle
 import struct
@@ -14,6 +16,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import upswap
 from models import IMAGES, assert_same, patched, unet
@@ -86,6 +89,54 @@ def test_torchvision_detection_is_admitted_with_the_function_it_holds(tmp_path: 
     with torch.no_grad():
         old, new = model([IMAGES[0]]), again([IMAGES[0]])
     assert torch.equal(old[0]["boxes"], new[0]["boxes"])
+
+
+class Keeps(nn.Module):
+    """A model that resizes by what an attribute holds."""
+
+    def __init__(self, **kept: Any) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.resize = functools.partial(F.interpolate, scale_factor=2)
+        self.kept = kept
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.resize(self.first(x)))
+
+    @functools.cached_property
+    def layer(self) -> nn.Module:
+        return nn.ReLU()
+
+
+def test_a_resize_kept_in_an_attribute_comes_back(tmp_path: Path) -> None:
+    model = patched(Keeps().eval())
+    with pytest.warns(upswap.UpswapWarning, match="will refuse it without trust.*\n.*Keeps at Keeps.*\n.*--trust"):
+        upswap.save(model, tmp_path / "model.pt")
+    assert_same(upswap.load(tmp_path / "model.pt", trust=[__name__]), model)
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ({"way": math.sqrt}, r"math\.sqrt at kept\['way'\]"),
+        (
+            {"ways": [functools.partial(nn.ReLU, inplace=slice)]},
+            r"a partial of more .*\n  at kept\['ways'\]\[0\].keywords\['inplace'\]",
+        ),
+        ({}, r"in the place of Keeps\.layer"),
+    ],
+)
+def test_what_no_trust_opens_is_told_when_it_is_saved(kept: dict[str, Any], told: str, tmp_path: Path) -> None:
+    model = patched(Keeps(**kept).eval())
+    assert model.layer
+    if kept:
+        del model.__dict__["layer"]
+    with pytest.warns(
+        upswap.UpswapWarning, match=rf"(?s)will refuse it: .*{told}.*\nNo trust opens it\. A \.safetensors"
+    ):
+        upswap.save(model, tmp_path / "model.pt")
+    with pytest.raises(upswap.UntrustedFileError):
+        upswap.load(tmp_path / "model.pt", trust=[__name__])
 
 
 def test_a_class_held_as_a_value_is_the_class_again(tmp_path: Path) -> None:

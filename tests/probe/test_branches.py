@@ -158,6 +158,31 @@ def test_a_head_that_other_arguments_run_is_told_and_found_with_them() -> None:
     assert not plan.hints
 
 
+class Rope(nn.Module):
+    """Asked for what it has, never run; a setting of it has the name of a resize."""
+
+    rescale_coords = 2.0
+
+    def embedding(self, shape: torch.Size) -> torch.Tensor:
+        return torch.arange(shape[-1]) * self.rescale_coords
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.embedding(x.shape)
+
+
+class Positions(Branch):
+    def __init__(self) -> None:
+        super().__init__(1000)
+        self.rope = Rope()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.last(F.interpolate(self.stem(image), scale_factor=2)) + self.rope.embedding(image.shape)
+
+
+def test_a_name_that_only_sounds_like_a_resize_is_no_hint() -> None:
+    assert not upswap.inspect(Positions()).hints
+
+
 def test_lines_that_were_not_reached_are_told() -> None:
     low, high = upswap.inspect(Branch(1000)), upswap.inspect(Branch(-1000))
     assert [site.mode for site in (*low.swapped, *high.swapped)] == ["nearest", "bilinear"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections import OrderedDict
 
 import torch
@@ -314,6 +315,35 @@ class DecoratedMethod(Base):
         return self.last(high + self.up(low))
 
 
+def checked(*kinds):
+    """A decorator with arguments, whose wrapper names the module and branches."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapper(self, *args, **kwargs):
+            return function(self, *[x.contiguous() if isinstance(x, kinds) else x for x in args], **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+class DecoratedMethodTwice(Base):
+    """Two calls of a decorated method, and two of one in a loop."""
+
+    @checked(torch.Tensor)
+    @plus_one
+    def up(self, x, factor=2):
+        return F.interpolate(x, scale_factor=factor)
+
+    def forward(self, image):
+        high, low = self.both(image)
+        x = high + self.up(low) + self.up(self.low(low), 4)
+        for y in (low, low * 2):
+            x = x + self.up(y)
+        return self.last(x)
+
+
 @plus_one
 def decorated_double(x):
     return F.interpolate(x, scale_factor=2)
@@ -323,6 +353,56 @@ class DecoratedHelper(Base):
     def forward(self, image):
         high, low = self.both(image)
         return self.last(high + decorated_double(low))
+
+
+class PartialMethod(Straight):
+    """The forward is another method with some of its arguments given."""
+
+    def run(self, image, factor):
+        high, low = self.both(image)
+        return self.last(high + F.interpolate(low, scale_factor=factor))
+
+    forward = functools.partialmethod(run, factor=2)
+
+
+class UpConv(nn.Upsample):
+    """An `nn.Upsample` of one's own, with a convolution after it."""
+
+    def __init__(self, mode):
+        super().__init__(scale_factor=2, mode=mode)
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.conv(super().forward(x))
+
+
+class UpTwice(nn.UpsamplingBilinear2d):
+    def forward(self, x):
+        return nn.UpsamplingBilinear2d.forward(self, nn.Upsample.forward(self, x))
+
+
+class SubclassedLayers(Base):
+    def __init__(self):
+        super().__init__()
+        self.up, self.twice = UpConv("nearest"), UpTwice(scale_factor=2)
+
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + self.up(low) + self.twice(self.low(low)))
+
+
+class ScriptedPart(Base):
+    """A part that is compiled by TorchScript, beside a resize."""
+
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.gain = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()))
+
+    def forward(self, image):
+        high, low = self.both(image)
+        return self.last(high + F.interpolate(self.gain(low), scale_factor=2))
 
 
 # -- checkpointed segments ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -144,6 +145,37 @@ def test_a_forward_set_on_the_instance() -> None:
     model.forward = lambda x: x
     assert problem(model) == "its forward was set on the instance, and would hide a rewritten one"
     assert problem(model, site=layer_site()) is None
+
+
+class OneLayer(nn.Module):
+    """A layer at two places, and a function at a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.up = nn.Upsample(scale_factor=2)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(self.up(x) + self.up(x * 2) + F.interpolate(x, scale_factor=2))
+
+
+def test_a_graph_of_fx_keeps_its_own_resizes_through_copies_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(torch.fx.symbolic_trace(OneLayer()).eval())
+    original, image = copy.deepcopy(model), torch.randn(1, 3, 8, 8)
+    patched = upswap.patch(model, image)
+    kept, swapped = sorted(upswap.plan_of(patched).sites, key=lambda site: site.swap)
+    assert (swapped.name, swapped.route) == ("0.up", "module")
+    assert kept.name == "0"
+    assert kept.reason.endswith(
+        "torch.fx makes its forward of a graph: patch the model before it is traced, and trace the patched one"
+    )
+    with torch.no_grad():
+        assert torch.allclose(patched(image), original(image), atol=1e-6)
+        for parameter in upswap.parameters(patched):
+            parameter.normal_()
+        assert torch.equal(copy.deepcopy(patched)(image), patched(image))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import RewriteError
-from .callsites.class_code import is_resize_layer, names_a_resize
+from .callsites.class_code import calls_a_resize, is_resize_layer
 from .callsites.functions import attributes, functions_in, names_by_function
 from .callsites.syntax import calls_in, function_node, other_positions
 from .observe import Observation
@@ -74,7 +74,7 @@ def unreached(model: nn.Module, first: Observation, trained: Observation | None)
 def _may_resize(module: nn.Module) -> bool:
     """Whether a module, or one in it, may."""
     return any(
-        is_resize_layer(inner) or (not type(inner).__module__.startswith("torch.") and names_a_resize(type(inner)))
+        is_resize_layer(inner) or (not type(inner).__module__.startswith("torch.") and calls_a_resize(type(inner)))
         for inner in module.modules()
     )
 

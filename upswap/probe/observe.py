@@ -105,7 +105,8 @@ def _running(model: nn.Module, inputs: Inputs, fake: bool, training: bool) -> It
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for parameter in model.parameters():
-            parameter.requires_grad_(False)
+            if parameter.is_leaf:  # as in `preserve`
+                parameter.requires_grad_(False)
         if any(_is_compiled(module) for module in model.modules()):
             # What runs compiled is not seen. (Asking for this imports the compiler, so only where it is needed.)
             stack.enter_context(torch.compiler.set_stance("force_eager"))

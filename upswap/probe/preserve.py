@@ -52,7 +52,10 @@ def _keep_random_states() -> Callable[[], None]:
 
 def _keep_gradients(model: nn.Module) -> Callable[[], None]:
     """What puts back which parameters require gradients, and which gradients they have."""
-    trained = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    # Those of a copied TorchScript module are no leaves: they have no gradients.
+    trained = [
+        (parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters() if parameter.is_leaf
+    ]
 
     def restore() -> None:
         for parameter, required, grad in trained:

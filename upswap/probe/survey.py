@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import InputError, RewriteError
 from ..plan.site import Location, Site
 from .branches import unreached, with_modules_alike
-from .callsites.class_code import is_resize_layer, runs_its_children, training_matters
+from .callsites.class_code import is_resize_layer, runs_its_children, training_matters, why_fixed
 from .callsites.location import locate
 from .callsites.stack import Hop, Place
 from .callsites.syntax import asks_for_shapes, other_positions
@@ -136,7 +136,7 @@ def _told_apart(
 
 def _can_be_rewritten(model: nn.Module, caller: Caller) -> bool:
     owner = model.get_submodule(caller.owner)
-    if "forward" in owner.__dict__ or runs_its_children(owner):
+    if why_fixed(owner) is not None or runs_its_children(owner):
         return False
     try:
         locate(caller.place)

@@ -14,7 +14,7 @@ from ..errors import NothingToSwapError, OptionError, RewriteError
 from ..nn.registry import is_exact, make_config
 from ..plan.plan import Options, Plan, by_owner
 from ..plan.site import Site
-from ..probe.callsites.class_code import CONTAINERS, asks_for_layers, runs_its_children
+from ..probe.callsites.class_code import CONTAINERS, asks_for_layers, runs_its_children, why_fixed
 from ..probe.observe import Observation
 from ..probe.resize_calls import described
 from ..probe.survey import Survey, learned_upsampling, survey
@@ -105,8 +105,9 @@ def _problem(model: nn.Module, owner: nn.Module, path: str, site: Site, found: S
     """Why a site cannot be rewritten whatever the route, or None."""
     if site.op == "module":
         return None
-    if "forward" in owner.__dict__:
-        return "its forward was set on the instance, and would hide a rewritten one"
+    fixed = why_fixed(owner)
+    if fixed is not None:
+        return fixed
     if not path and isinstance(owner, CONTAINERS):
         return f"the model is itself a {type(owner).__name__}, which runs whatever is put into it"
     return found.unlocated.get(site.name)

@@ -43,7 +43,8 @@ class _StandIn(nn.Module):
 
 
 def doubtful(model: nn.Module, owners: Mapping[str, Sequence[Site]]) -> dict[str, Sequence[Site]]:
-    """The owners with a swapped site that is reached through other functions, or in one that is kept as a value.
+    """The owners with a swapped site that is reached through other functions, or in one that is kept as a value or is not
+    the forward.
 
     Whether the rewritten form is the one that runs, depends on how such a function is called.
     """
@@ -56,7 +57,7 @@ def doubtful(model: nn.Module, owners: Mapping[str, Sequence[Site]]) -> dict[str
 
 
 def _is_doubtful(location: Location, kept: Collection[str]) -> bool:
-    return len(location.steps) > 1 or location.function in kept
+    return len(location.steps) > 1 or location.function in kept or not location.function.endswith(".forward")
 
 
 def unproved(

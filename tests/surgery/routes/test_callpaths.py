@@ -46,7 +46,10 @@ MODELS: dict[type[nn.Module], dict[str, str]] = {
     d.Decorated: {"root": SOURCE},
     d.DecoratedTwice: {"root": SOURCE},
     d.DecoratedMethod: {"root": SOURCE},
+    d.DecoratedMethodTwice: {f"root:{number}": SOURCE for number in range(4)},
     d.DecoratedHelper: {"root": SOURCE},
+    d.PartialMethod: {"root": SOURCE},
+    d.SubclassedLayers: {"up": SOURCE, "twice:0": SOURCE, "twice:1": SOURCE},
     d.CheckpointedHelper: {"root": SOURCE},
     d.CheckpointedLocal: {"root:0": SOURCE, "root:1": "identity", "root:2": SOURCE},
     d.CheckpointedLambda: {"root": SOURCE},
@@ -154,6 +157,20 @@ def test_a_resize_that_torch_runs_otherwise_is_kept() -> None:
         assert site.reason.endswith(" of torch runs the resize")
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_part_that_is_scripted_stands_beside_a_resize(copied: bool) -> None:
+    """torch's copies of a scripted module have parameters that are no leaves."""
+    original = build(d.ScriptedPart)
+    patched = upswap.patch(copy.deepcopy(original) if copied else build(d.ScriptedPart), given(original, 0))
+    plan = upswap.plan_of(patched)
+    assert invariants.decisions(plan) == {"root": SOURCE}
+    assert plan.hints == ("compiled by TorchScript, whose resizes cannot be seen: gain, gain.0, gain.1",)
+    (image,), _ = given(original, 1)
+    with torch.no_grad():
+        invariants.assert_close([patched(image)], [original(image)], 1e-5)
+        invariants.assert_equal([upswap.unpatch(patched)(image)], [original(image)])
+
+
 def test_a_layer_called_at_several_places_can_share_one_upsampler() -> None:
     model = build(d.OneLayerInLoop)
     patched = upswap.patch(copy.deepcopy(model), given(model, 0), share_layers=True)
@@ -200,7 +217,9 @@ def test_a_layer_put_in_the_place_of_a_called_one_runs_with_a_warning() -> None:
 
 
 #: What torch.compile itself refuses: the original does not compile whole either.
-UNCOMPILED = {d.ReentrantResize, d.ReentrantHelper, d.ReentrantLambda, d.ReentrantMethod, d.UntilLarge}
+UNCOMPILED = {
+    d.ReentrantResize, d.ReentrantHelper, d.ReentrantLambda, d.ReentrantMethod, d.UntilLarge, d.PartialMethod
+}  # fmt: skip
 if torch.__version__ < (2, 14):  # 2.9 refuses to compile a function that sets an attribute of itself, which 2.14 takes
     UNCOMPILED.add(d.HelperThatNamesItself)
 

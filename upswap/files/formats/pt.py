@@ -9,6 +9,7 @@ import contextlib
 import io
 import pickle
 import shlex
+import tempfile
 import threading
 import warnings
 import zipfile
@@ -94,24 +95,54 @@ def _is_picklable(value: Any) -> bool:
 
 def warn_where_not_loadable(model: nn.Module, path: Path) -> None:
     """Tell now, not on loading, that a file needs more than the allow-list has, and where the model holds it."""
+    with open(path, "rb") as file:
+        error = _why_refused(file, path)
+        if error is None:
+            return
+        own = trusting.own_packages(getattr(error, "names", ()))
+        still = _why_refused(file, path, tuple(own)) if own else error
+    lines = _places_of(model, error if still is None else still)
+    if still is None:
+        without, advice = " without trust", f"{_OTHER_FORM}. That needs no trust"
+        lines += trusting.trust_advice(getattr(error, "names", ()))
+    else:
+        error, without, advice = still, "", f"No trust opens it. {_OTHER_FORM}"
+        lines += [] if getattr(still, "names", ()) else _refused_alone(model, path, tuple(own))
+    told = f"the file is written, and upswap.load will refuse it{without}: {error.args[0]}"
+    warnings.warn(UpswapWarning(told, *lines, advice), stacklevel=3)
+
+
+def _why_refused(file: BinaryIO, path: Path, trust: tuple[str, ...] = ()) -> SourceError | None:
+    """What `upswap.load` has against a file, but for what it finds in reading the tensors."""
     try:
-        with open(path, "rb") as file:
-            pickled, names = _looked_through(file)
-            pairs = trusting.safe_globals(names, str(path))
-            screen.instructions(pickled, names, trusting.restoring(pairs))
-            # torch checks the indices of sparse tensors, which have to be read for it.
-            judged(_unpickled(file, pairs, "cpu" if b"_rebuild_sparse_tensor" in pickled else "meta"))
+        pickled, names = _looked_through(file)
+        pairs = trusting.safe_globals(names, str(path), trust)
+        screen.instructions(pickled, names, trusting.restoring(pairs))
+        # torch checks the indices of sparse tensors, which have to be read for it.
+        judged(_unpickled(file, pairs, "cpu" if b"_rebuild_sparse_tensor" in pickled else "meta"), trust)
     except SourceError as error:
-        told = UpswapWarning(
-            f"the file is written, and upswap.load will refuse it without trust: {error.args[0]}",
-            *_places_of(model, error),
-            f"{_OTHER_FORM}. That needs no trust",
-        )
-        warnings.warn(told, stacklevel=3)
+        return error
+    return None
+
+
+def _refused_alone(model: nn.Module, path: Path, trust: tuple[str, ...]) -> list[str]:
+    """A line that names the attribute whose value is refused for itself; none where that is none, or the rest with it."""
+
+    def is_refused(value: Any) -> bool:
+        with tempfile.TemporaryFile() as alone:
+            torch.save(value, alone)
+            return _why_refused(alone, path, trust) is not None
+
+    values = ((place, value) for place, value in held_by(model) if not isinstance(value, (nn.Module, *_PLAIN)))
+    places = [place for place, value in values if is_refused(value)]
+    return [f"  at {max(places, key=len)}"] if places else []  # a container is refused with what is in it
+
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def _places_of(model: nn.Module, error: SourceError) -> list[str]:
-    """Lines that name the attributes with what an error refuses, and how to trust it."""
+    """Lines that name the attributes with what an error refuses."""
     if not isinstance(error, UntrustedFileError) or not error.names:
         return [str(line) for line in error.args[1:]]
     places: dict[str, str] = {}
@@ -121,8 +152,7 @@ def _places_of(model: nn.Module, error: SourceError) -> list[str]:
     lines = [
         f"  {name}{f' at {places[name]}' if name in places else ''}: {reason}" for name, reason in error.names.items()
     ]
-    more = [f"  and {len(lines) - _MOST_SHOWN} more"] if len(lines) > _MOST_SHOWN else []
-    return lines[:_MOST_SHOWN] + more + trusting.trust_advice(error.names)
+    return lines[:_MOST_SHOWN] + ([f"  and {len(lines) - _MOST_SHOWN} more"] if len(lines) > _MOST_SHOWN else [])
 
 
 _MOST_SHOWN = 20

@@ -107,6 +107,7 @@ FUNCTIONS = frozenset(
     {
         "timm.layers.activations.gelu",
         "torch._C._nn.gelu",
+        "torch.nn.functional.interpolate",
         "torch.nn.functional.relu",
         "torchvision.models.optical_flow.raft._pass_through_h",
         "torchvision.ops.boxes.box_iou",
@@ -372,9 +373,14 @@ def _refusal(refused: Mapping[str, str], path: str) -> list[str]:
     return lines
 
 
+def own_packages(names: Iterable[str]) -> list[str]:
+    """The packages of `names` that could be somebody's own."""
+    return sorted({name.partition(".")[0] for name in names if _is_own(name)})
+
+
 def trust_advice(names: Iterable[str]) -> list[str]:
     """The line that says how to trust the packages of `names`, of those that could be somebody's own."""
-    own = sorted({name.partition(".")[0] for name in list(names)[:20] if _is_own(name)})
+    own = own_packages(list(names)[:20])
     if not own:
         return []
     flags = " ".join(f"--trust {package}" for package in own)

@@ -1,13 +1,15 @@
 """What the code of a model's classes says about the modules in it: who runs whatever is put into it, who asks for a
-layer's class, which layers only resize."""
+layer's class, which layers only resize, whose forward cannot be another."""
 
 from __future__ import annotations
 
+import ast
 from typing import TypeGuard
 
-from torch import nn
+from torch import fx, nn
 
-from .functions import names_by_function
+from .functions import methods, names_by_function
+from .syntax import calls_in, function_node, has_source
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _CHILDREN = {"children", "named_children", "_modules"}
@@ -16,6 +18,16 @@ _CHILDREN = {"children", "named_children", "_modules"}
 def is_resize_layer(module: object) -> TypeGuard[nn.Upsample]:
     """Whether a module is one whose forward is a resize call and nothing else: `nn.Upsample` and its subclasses."""
     return isinstance(module, nn.Upsample) and type(module).forward is nn.Upsample.forward
+
+
+def why_fixed(module: nn.Module) -> str | None:
+    """Why a subclass's forward would not be the one that runs; None where it would."""
+    if "forward" in module.__dict__:
+        return "its forward was set on the instance, and would hide a rewritten one"
+    if isinstance(module, fx.GraphModule):
+        # Copies, compilers and exporters go by the graph.
+        return "torch.fx makes its forward of a graph: patch the model before it is traced, and trace the patched one"
+    return None
 
 
 def runs_its_children(module: nn.Module) -> bool:
@@ -45,6 +57,15 @@ def names_a_resize(cls: type) -> bool:
 
 def _names_a_resize(names: set[str]) -> bool:
     return any(part in name.lower() for name in names for part in _RESIZES)
+
+
+def calls_a_resize(cls: type) -> bool:
+    """Whether the code of a class calls what goes by such a name: `rescale_coords` may be a setting."""
+    return names_a_resize(cls) and any(
+        _names_a_resize({ast.unparse(call.func).rpartition(".")[2]})
+        for function in methods(cls)
+        for call in (calls_in(function_node(function.__code__)) if has_source(function.__code__) else ())
+    )
 
 
 def training_matters(model: nn.Module, called: set[str]) -> bool:

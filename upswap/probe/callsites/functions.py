@@ -17,8 +17,9 @@ _SCRIPTED = "__original_fn"
 def replaced(value: Any, change: Callable[[FunctionType], Any | None], depth: int = _DEPTH) -> Any | None:
     """`value` with the first function in it that `change` has another for, in the same wrapping; None where there is none.
 
-    Looks into bound methods, `functools.partial`, static and class methods, and the closures of wrappers. The wrapper of
-    `torch.jit.script_if_tracing` is left out: a trace would script the function that it names, and so go around the other.
+    Looks into bound methods, `functools.partial` and `partialmethod`, static and class methods, and the closures of wrappers.
+    The wrapper of `torch.jit.script_if_tracing` is left out: a trace would script the function that it names, and so go around
+    the other.
     """
     if isinstance(value, FunctionType):
         if _SCRIPTED in value.__dict__:
@@ -31,6 +32,9 @@ def replaced(value: Any, change: Callable[[FunctionType], Any | None], depth: in
     if isinstance(value, functools.partial):
         new = replaced(value.func, change, depth)
         return None if new is None else functools.partial(new, *value.args, **value.keywords)
+    if isinstance(value, functools.partialmethod):
+        new = replaced(value.func, change, depth)
+        return None if new is None else functools.partialmethod(new, *value.args, **value.keywords)
     if isinstance(value, (staticmethod, classmethod)):
         new = replaced(value.__func__, change, depth)
         return None if new is None else type(value)(new)
@@ -105,14 +109,19 @@ def names_in(function: FunctionType) -> set[str]:
     return names
 
 
-def names_by_function(cls: type) -> list[set[str]]:
-    """The names that each of a class's methods uses, apart from those that make an instance."""
+def methods(cls: type) -> list[FunctionType]:
+    """The functions of a class, apart from those that make an instance."""
     return [
-        names_in(function)
+        function
         for _, value in attributes(cls)
         for function in functions_in(value)
         if not function.__name__.startswith(("__init__", "_init", "init_", "reset_"))
     ]
+
+
+def names_by_function(cls: type) -> list[set[str]]:
+    """The names that each of a class's methods uses."""
+    return [names_in(function) for function in methods(cls)]
 
 
 def loaded(module: str, name: str) -> Any:

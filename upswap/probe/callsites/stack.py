@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...errors import RewriteError
-from .class_code import is_resize_layer
+from .class_code import is_resize_layer, why_fixed
 from .functions import reaching
-from .syntax import call_at
+from .syntax import call_at, has_source
 
 Position = tuple[int | None, ...]
 
@@ -118,21 +118,33 @@ def _is_method(frame: FrameType, known: Callable[[nn.Module], bool]) -> bool:
 
 def _outermost(frames: list[FrameType], start: int, known: Callable[[nn.Module], bool]) -> int:
     """The index of the outermost method of the same module from which plain calls `self.method(...)` lead to the one at
-    `start`."""
+    `start`, through the decorators of each."""
+    begins = start  # the frame that a call of the method begins with
     for index in range(start + 1, len(frames)):
         outer = frames[index]
+        if _decorates(outer, frames[start]):
+            begins = index
+            continue
         if not _is_method(outer, known):
             if _is_nested(outer.f_code, frames[index + 1 :]):
                 continue
             return start
         if _first_argument(outer) is not _first_argument(frames[start]):
             return start
-        if not all(_within(outer.f_code, between.f_code) for between in frames[start + 1 : index]):
+        if not all(_within(outer.f_code, between.f_code) for between in frames[begins + 1 : index]):
             return start
-        if not _calls_method(outer.f_code, position(frames[start + 1]), frames[start]):
+        if not _calls_method(outer.f_code, position(frames[begins + 1]), frames[start]):
             return start
-        start = index
+        start = begins = index
     return start
+
+
+def _decorates(wrapper: FrameType, method: FrameType) -> bool:
+    """Whether a frame is that of a decorator's wrapper around the method that another runs, of those that can be rewritten."""
+    if wrapper.f_code is method.f_code or _is_torch(wrapper):
+        return False
+    cls = type(_first_argument(method))
+    return bool({*reaching(cls, wrapper.f_code)} & {*reaching(cls, method.f_code)}) and has_source(wrapper.f_code)
 
 
 def _is_nested(code: CodeType, outer: list[FrameType]) -> bool:
@@ -173,8 +185,11 @@ def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, str]:
             return tuple(hops), counting, ""
         below = next((i for i in range(text - 1, -1, -1) if not _is_torch(frames[i])), None)
         if below is None:
-            # `checkpoint(F.interpolate, x)`: what the model hands to torch is the resize itself.
-            runs_once = any(frame.f_code.co_filename == torch.utils.checkpoint.__file__ for frame in frames[:text])
+            # `checkpoint(F.interpolate, x)`: what the model hands to torch is the resize itself. `super().forward(x)` of a
+            # layer that is a subclass of torch's is one too.
+            runs_once = frames[text - 1].f_code is _RESIZE_LAYER or any(
+                frame.f_code.co_filename == torch.utils.checkpoint.__file__ for frame in frames[:text]
+            )
             return (
                 tuple(hops),
                 counting,
@@ -205,8 +220,9 @@ def position(frame: FrameType) -> Position:
 
 
 def _why_no_method(frames: list[FrameType], nearest: nn.Module | None) -> str:
-    if nearest is not None and "forward" in nearest.__dict__:
-        return "its forward was set on the instance, and would hide a rewritten one"
+    fixed = None if nearest is None else why_fixed(nearest)
+    if fixed is not None:
+        return fixed
     if not frames:
         return "no Python code of the model makes the call"
     return f"{frames[-1].f_code.co_qualname} makes the call, which is no method of a module of the model"

@@ -53,6 +53,15 @@ def function_node(code: CodeType) -> FunctionNode:
     return function_of(code).node
 
 
+def has_source(code: CodeType) -> bool:
+    """Whether `function_of` finds the function."""
+    try:
+        function_of(code)
+    except RewriteError:
+        return False
+    return True
+
+
 def calls_in(node: ast.AST) -> list[ast.Call]:
     """The calls in a function in the order of the text."""
     calls = [child for child in ast.walk(node) if isinstance(child, ast.Call)]

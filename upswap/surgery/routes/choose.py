@@ -45,11 +45,12 @@ def rewrite_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewr
 
 
 def _rewriting(route: str, owner: nn.Module, sites: Sequence[Site], methods: dict[str, Any]) -> Rewriting:
+    scripted: dict[str, Any] = {}
     for name, new in methods.items():
         original = attribute(type(owner), name)
         mark(new, original)
-        with_script(new, original, owner, sites)
-    return Rewriting(route, methods)
+        scripted |= with_script(new, original, owner, sites, len(scripted))
+    return Rewriting(route, methods | scripted)
 
 
 def replay_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewriting:

@@ -93,6 +93,8 @@ def _sent(target: Target, upsampler: nn.Module, resize: Any) -> Callable[..., to
         return functools.partial(_layer, target, upsampler, resize)
     if isinstance(resize, MethodType) and is_resize_layer(resize.__self__) and resize.__func__.__name__ == "forward":
         return _without_hooks(target, upsampler, resize.__self__)
+    if resize is nn.Upsample.forward:  # `super().forward(x)` of a layer that is a subclass
+        return functools.partial(_inherited, target, upsampler)
     if isinstance(resize, FunctionType) and resize in _IMPLIED:
         return functools.partial(through, target, upsampler, **_IMPLIED[resize])
     return None
@@ -109,6 +111,11 @@ def _without_hooks(target: Target, upsampler: nn.Module, layer: nn.Upsample) -> 
         align_corners=layer.align_corners,
         recompute_scale_factor=layer.recompute_scale_factor,
     )
+
+
+def _inherited(target: Target, upsampler: nn.Module, layer: nn.Upsample, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """The resize of an `nn.Upsample`, called from a forward of its own."""
+    return _without_hooks(target, upsampler, layer)(*args, **kwargs)
 
 
 def _layer(target: Target, upsampler: nn.Module, layer: nn.Upsample, *args: Any, **kwargs: Any) -> torch.Tensor:

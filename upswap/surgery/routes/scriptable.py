@@ -1,18 +1,20 @@
 """The source that `torch.jit.script` compiles in the place of a rewritten function's code.
 
 TorchScript takes a function's text, and knows neither closures nor counters. The text it gets is the author's own, with
-each resize call that goes through an upsampler written as a call of it. Where that is not possible, the text is an error,
-so that the original resize is never scripted in silence.
+each resize call that goes through an upsampler written as a call of it. A function on the way to one becomes a method. Where that
+is not possible, the text is an error, so that the original resize is never scripted in silence.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
+import functools
 import hashlib
 import inspect
 import linecache
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -32,52 +34,139 @@ _REFUSAL = "upswap_cannot_script"
 _ARGUMENTS = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
 
 
-def with_script(new: Any, original: Any, owner: nn.Module, sites: Sequence[Site]) -> None:
-    """Give `new`, which replaces the method `original` of `owner`, the text to be scripted; `sites` are all of the owner's."""
+def with_script(
+    new: Any, original: Any, owner: nn.Module, sites: Sequence[Site], first: int = 0
+) -> dict[str, FunctionType]:
+    """Give `new`, which replaces the method `original` of `owner`, the text to be scripted; `sites` are all of the owner's.
+
+    What comes back are more methods for the owner's class, which that text calls: functions on the way to a resize, numbered
+    from `first`. Python never runs them.
+    """
     if not (isinstance(new, FunctionType) and isinstance(original, FunctionType)):
-        return
+        return {}
+    # TorchScript looks through decorators too.
+    original = inspect.unwrap(original)
+    script = _Script(owner, first)
     try:
-        text = _text(original, owner, sites)
+        text = script.of(original, sites, 0)
     except (_NotScriptable, RewriteError) as reason:
         text = _refusal(original, str(reason))
-    # `inspect`, which TorchScript asks for the source, goes by `__wrapped__` and finds the text by the code's file. Python never
-    # compiles the text. TorchScript looks the names in it up from `new`.
-    code = original.__code__.replace(co_filename=_listed(text, original.__name__), co_firstlineno=1)
-    new.__dict__["__wrapped__"] = FunctionType(
-        code, original.__globals__, original.__name__, original.__defaults__, original.__closure__
-    )
+        script.helpers.clear()
+    # `inspect`, which TorchScript asks for the source, goes by `__wrapped__` and finds the text by the code's file. TorchScript
+    # looks the names in it up from `new`.
+    new.__dict__["__wrapped__"] = _with_text(original, text)
     new.__dict__["__signature__"] = inspect.signature(original)
+    return script.helpers
+
+
+def _with_text(function: FunctionType, text: str) -> FunctionType:
+    """A function that `inspect` has another text of. Python never compiles the text."""
+    code = function.__code__.replace(co_filename=_listed(text, function.__name__), co_firstlineno=1)
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 class _NotScriptable(Exception):
     """The text is the reason."""
 
 
-def _text(function: FunctionType, owner: nn.Module, sites: Sequence[Site]) -> str:
-    """The function's text with the calls of its swapped sites replaced."""
-    found = function_of(function.__code__)
-    node, first = found.node, found.first_line
-    # Not by `inspect`, which looks through all modules for each function.
-    lines = linecache.getlines(function.__code__.co_filename)[first - 1 : node.end_lineno]
-    module = function.__globals__.get("__name__", "")
-    calls: dict[Step, list[Site]] = {}
-    for site in sites:
-        if site.location is not None and is_function(site.location.steps[0], function.__code__, module):
-            if len(site.location.steps) > 1 and site.swap:
-                raise _NotScriptable(f"{site.location.steps[0].expression} leads to a resize in another function")
-            calls.setdefault(site.location.steps[0], []).append(site)
-    text = _Text(lines, first)
-    for step, here in calls.items():
-        swapped = [site for site in here if site.swap]
-        if swapped:
+class _Script:
+    """Writes the functions of one owner anew; those on the way to its resizes become methods, which `helpers` collects."""
+
+    def __init__(self, owner: nn.Module, first: int) -> None:
+        self.owner = owner
+        self.first = first
+        self.helpers: dict[str, FunctionType] = {}
+
+    def of(self, function: FunctionType, sites: Sequence[Site], depth: int, module: str | None = None) -> str:
+        """The function's text with the calls of its swapped sites replaced; it is the one at `depth` of their ways.
+
+        `module` is the name of its first argument where that is the owner, which is then given to it; it has one of its own where
+        that is None.
+        """
+        found = function_of(function.__code__)
+        node, first = copy.deepcopy(found.node), found.first_line
+        # Not by `inspect`, which looks through all modules for each function.
+        lines = linecache.getlines(function.__code__.co_filename)[first - 1 : node.end_lineno]
+        at: dict[Step, list[Site]] = {}
+        for site in sites:
+            if site.location is not None and self._is_at(site.location.steps, depth, function):
+                at.setdefault(site.location.steps[depth], []).append(site)
+        text = _Text(node, lines, first)
+        owner, name = (self.owner, _first(node)) if module is None else (None, module)
+        if module is not None:
+            text.begin_arguments(module)
+        for step, here in at.items():
+            swapped = [site for site in here if site.swap]
+            if not swapped:
+                continue
             call = find_call(node, step)
-            given = _arguments(call, function, owner)
-            through = [(site, f"{_first(node)}.{child_of(site)}({given})") for site in swapped]
-            if len(here) == 1 and (_every_run(here[0]) or not stands_in_loop(node, call)):
+            if any(len(_steps(site)) > depth + 1 for site in here):
+                if text.loops(call) and not all(map(_every_run, here)):
+                    raise _NotScriptable(
+                        f"{step.expression} leads to a resize in another function, and stands in a loop"
+                    )
+                text.replace(call, functools.partial(self._helped, call, function, owner, name, here, depth))
+                continue
+            through = [
+                (site, functools.partial(_through, call, function, owner, f"{name}.{child_of(site)}"))
+                for site in swapped
+            ]
+            if len(here) == 1 and (_every_run(here[0]) or not text.loops(call)):
                 text.replace(call, through[0][1])
             else:
-                text.count(node, call, [(_run(site), shown) for site, shown in through])
-    return text.edited()
+                text.count(call, [(_run(site), shown) for site, shown in through])
+        return text.edited()
+
+    @staticmethod
+    def _is_at(steps: Sequence[Step], depth: int, function: FunctionType) -> bool:
+        return len(steps) > depth and is_function(
+            steps[depth], function.__code__, function.__globals__.get("__name__", "")
+        )
+
+    def _helped(
+        self,
+        call: ast.Call,
+        function: FunctionType,
+        owner: nn.Module | None,
+        name: str,
+        sites: Sequence[Site],
+        depth: int,
+    ) -> str:
+        """The call of a function on the way, as one of a method that is that function written anew."""
+        callee = value_of(call.func, function, owner)
+        helper = callee.__func__ if isinstance(callee, staticmethod) else callee
+        own = (
+            isinstance(callee, FunctionType)
+            and ast.unparse(call.func) == f"{name}.{callee.__name__}"
+            and owner is not None
+        )
+        helper = inspect.unwrap(helper) if isinstance(helper, FunctionType) else helper
+        steps = _steps(sites[0])
+        deeper = [
+            number
+            for number in range(depth + 1, len(steps))
+            if isinstance(helper, FunctionType) and self._is_at(steps, number, helper)
+        ]
+        if not deeper or any(step.fresh for step in steps[depth : deeper[0] + 1]):
+            raise _NotScriptable(f"{ast.unparse(call)} leads to a resize in another function by more than a plain call")
+        text = self.of(helper, sites, deeper[0], None if own else _GIVEN)
+        method = f"_upswap_script_{self.first + len(self.helpers)}"
+        self.helpers[method] = _with_text(helper, text)
+        self.helpers[method].__name__ = method  # by which TorchScript knows it
+        arguments = [ast.unparse(value) for value in (*call.args, *call.keywords)]
+        return f"{name}.{method}({', '.join(arguments)})"
+
+
+#: The name by which a function on the way is given the owner.
+_GIVEN = "_upswap_owner"
+
+
+def _steps(site: Site) -> tuple[Step, ...]:
+    return site.location.steps if site.location is not None else ()
+
+
+def _through(call: ast.Call, function: FunctionType, owner: nn.Module | None, upsampler: str) -> str:
+    return f"{upsampler}({_arguments(call, function, owner)})"
 
 
 def _run(site: Site) -> int:
@@ -93,37 +182,64 @@ def _every_run(site: Site) -> bool:
 
 
 class _Text:
-    """A function's lines, to be changed at places that its tree names: by line, and by column in bytes."""
+    """A function's lines, to be changed at places that its tree names: by line, and by column in bytes.
 
-    def __init__(self, lines: Sequence[str], first: int) -> None:
+    The tree is changed with them, so that a call which stands in another's arguments is changed there too.
+    """
+
+    def __init__(self, node: FunctionNode, lines: Sequence[str], first: int) -> None:
+        self._node = node
         self._lines = [line.encode() for line in lines]
         self._first = first
-        self._edits: list[tuple[ast.expr, str]] = []
+        self._changes: list[tuple[ast.Call, Callable[[], str]]] = []
         self._inserted: list[tuple[ast.stmt, str]] = []
+        self._argument = ""
         self._counters = 0
 
-    def replace(self, call: ast.Call, new: str) -> None:
-        """Put `new` in the place of a call."""
-        self._edits.append((call, new))
+    def loops(self, call: ast.Call) -> bool:
+        """Whether a loop may run a call again."""
+        return stands_in_loop(self._node, call)
 
-    def count(self, function: FunctionNode, call: ast.Call, runs: Sequence[tuple[int, str]]) -> None:
+    def begin_arguments(self, name: str) -> None:
+        """Give the function one more argument before its others."""
+        arguments = self._node.args
+        if not (arguments.posonlyargs + arguments.args):
+            raise _NotScriptable("a function without arguments leads to a resize")
+        self._argument = f"{name}, "
+
+    def replace(self, call: ast.Call, new: Callable[[], str]) -> None:
+        """Put what `new` gives in the place of a call."""
+        self._changes.append((call, new))
+
+    def count(self, call: ast.Call, runs: Sequence[tuple[int, Callable[[], str]]]) -> None:
         """Put the expressions of `runs` in the place of a call at its runs of those numbers; other runs are the call's own."""
-        statement = _statement_of(function, call)
+        statement = _statement_of(self._node, call)
         counter = f"_upswap_run_{self._counters}"
         self._counters += 1
-        new = ast.unparse(call)
-        for number, shown in reversed(runs):
-            new = f"({shown} if {counter} == {number + 1} else {new})"
-        self._edits.append((call, new))
+
+        def by_number() -> str:
+            new = ast.unparse(call)
+            for number, shown in reversed(runs):
+                new = f"({shown()} if {counter} == {number + 1} else {new})"
+            return new
+
+        self._changes.append((call, by_number))
         self._inserted.append((statement, f"{counter} += 1"))
-        self._inserted.insert(0, (_first_statement(function), f"{counter} = 0"))
+        self._inserted.insert(0, (_first_statement(self._node), f"{counter} = 0"))
 
     def edited(self) -> str:
         """The text, from the first column on."""
-        for call, new in sorted(self._edits, key=lambda edit: (edit[0].lineno, edit[0].col_offset), reverse=True):
-            begin, end = call.lineno - self._first, (call.end_lineno or 0) - self._first
-            after = self._lines[end][call.end_col_offset or 0 :]
-            self._lines[begin] = self._lines[begin][: call.col_offset] + new.encode() + after
+        first_argument = next(iter(self._node.args.posonlyargs + self._node.args.args), None)
+        edits = self._edits()
+        if self._argument and first_argument is not None:
+            edits.append((first_argument, self._argument, True))
+        for part, new, before in sorted(edits, key=lambda edit: (edit[0].lineno, edit[0].col_offset), reverse=True):
+            begin = part.lineno - self._first
+            end, column = (
+                (begin, part.col_offset) if before else ((part.end_lineno or 0) - self._first, part.end_col_offset or 0)
+            )
+            after = self._lines[end][column:]
+            self._lines[begin] = self._lines[begin][: part.col_offset] + new.encode() + after
             # Kept as lines, so that the numbers of those that follow stay.
             self._lines[begin + 1 : end + 1] = [b""] * (end - begin)
         for statement, new in reversed(self._inserted):
@@ -133,6 +249,27 @@ class _Text:
                 raise _NotScriptable(f"{ast.unparse(statement)} does not begin its line")
             self._lines[at] = indent + new.encode() + b"\n" + self._lines[at]
         return textwrap.dedent(b"".join(self._lines).decode())
+
+    def _edits(self) -> list[tuple[ast.Call | ast.arg, str, bool]]:
+        """The outermost calls that change, with what takes their places: what is inside of others is in their texts."""
+        parents = {id(child): parent for parent in ast.walk(self._node) for child in ast.iter_child_nodes(parent)}
+        inside = {id(call): {id(part) for part in ast.walk(call)} for call, _ in self._changes}
+        edits: list[tuple[ast.Call | ast.arg, str, bool]] = []
+        for call, new in sorted(self._changes, key=lambda change: len(inside[id(change[0])])):
+            edits = [edit for edit in edits if id(edit[0]) not in inside[id(call)]]
+            text = new()
+            edits.append((call, text, False))
+            _put(parents[id(call)], call, ast.Name(text))
+        return edits
+
+
+def _put(parent: ast.AST, old: ast.expr, new: ast.expr) -> None:
+    """Let a part of a tree be another."""
+    for name, value in ast.iter_fields(parent):
+        if value is old:
+            setattr(parent, name, new)
+        elif isinstance(value, list):
+            value[:] = [new if item is old else item for item in value]
 
 
 def _statement_of(function: FunctionNode, call: ast.Call) -> ast.stmt:

@@ -58,7 +58,8 @@ def unplain_name(owner: nn.Module) -> str | None:
     What traces a module may write its names into source code.
     """
     for module in owner.modules():
-        for name in (*module._modules, *module._parameters, *module._buffers):
+        # By their keys: the dicts of a scripted module are none.
+        for name in (*module._modules.keys(), *module._parameters.keys(), *module._buffers.keys()):
             if not is_plain(name):
                 return str(name)
     return None
