@@ -89,7 +89,7 @@ def test_a_head_like_the_one_that_ran_is_swapped() -> None:
     assert site.notes == ("not run on the example, where the values choose: as heads.indoor, which is like it",)
     assert plan.site("heads.indoor").seen_in == "eval"
     (hint,) = plan.hints
-    assert hint.endswith("pass example_inputs that lead there to have them swapped: heads.wide")
+    assert hint.endswith("pass example_inputs that lead there to have their resizes listed: heads.wide")
 
 
 def test_only_where_the_values_choose() -> None:
@@ -150,7 +150,7 @@ def test_a_head_that_other_arguments_run_is_told_and_found_with_them() -> None:
     assert [site.name for site in plan.sites] == ["decode_head", "decode_head.up"]
     (hint,) = plan.hints
     assert hint.startswith("arguments choose what runs, and these did not")
-    assert hint.endswith("to have them swapped: auxiliary_head")
+    assert hint.endswith("to have their resizes listed: auxiliary_head")
     plan = upswap.inspect(Losses(), ((torch.randn(1, 3, 32, 32),), {"mode": "loss"}))
     assert [site.owner for site in plan.swapped] == [
         f"{name}_head{up}" for name in ("decode", "auxiliary") for up in ("", ".up")
@@ -168,6 +168,29 @@ class Rope(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.embedding(x.shape)
+
+
+class LeftOver(Branch):
+    """It has a layer that its code never names, and one that it looks up."""
+
+    def __init__(self) -> None:
+        super().__init__(1000)
+        self.upsample = nn.Upsample(scale_factor=2)
+        self.up_wide = nn.Upsample(scale_factor=2)
+
+
+class LooksUp(LeftOver):
+    def forward(self, image: torch.Tensor, which: str = "") -> torch.Tensor:
+        result: torch.Tensor = super().forward(image)
+        return getattr(self, f"up_{which}")(result) if which else result
+
+
+def test_a_layer_that_no_code_names_is_no_hint() -> None:
+    (hint,) = upswap.inspect(LeftOver()).hints
+    assert "line " in hint
+    assert "upsample" not in hint
+    (hint,) = upswap.inspect(LooksUp()).hints
+    assert hint.endswith("listed: upsample; up_wide")
 
 
 class Positions(Branch):

@@ -87,6 +87,7 @@ def test_told_with_the_module(way: str, resize: Any, fake: bool) -> None:
         lambda x: F.interpolate(x, scale_factor=2),
         lambda x: nn.Upsample(scale_factor=2, mode="bilinear")(x),
         lambda x: F.pixel_shuffle(x.repeat_interleave(4, 1), 2),  # more channels, and a layout
+        lambda x: F.interpolate(x.repeat_interleave(2, 3)[..., ::2], scale_factor=2),  # the pairs of an embedding
         lambda x: F.interpolate(x + x.mean((2, 3), keepdim=True).expand_as(x).reshape(x.shape), scale_factor=2),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import RewriteError
-from .callsites.class_code import calls_a_resize, is_resize_layer
+from .callsites.class_code import CONTAINERS, calls_a_resize, is_resize_layer
 from .callsites.functions import attributes, functions_in, names_by_function
 from .callsites.syntax import calls_in, function_node, other_positions
 from .observe import Observation
@@ -51,11 +51,11 @@ def unreached(model: nn.Module, first: Observation, trained: Observation | None)
         twins = _twins(model, first.called)
         found = [
             path
-            for path, _, module in _outermost_idle(model, first.called)
-            if path not in twins and _may_resize(module)
+            for path, owner, module in _outermost_idle(model, first.called)
+            if path not in twins and _could_run(owner, path.rpartition(".")[2]) and _may_resize(module)
         ]
         found += _lines_not_reached(model, first)
-        why = "values choose what runs, and these did not; pass example_inputs that lead there"
+        why = "values or arguments choose what runs, and these did not; pass example_inputs that lead there"
     else:
         called = first.called | (trained.called if trained is not None else set())
         # What the code of its owner never names is not in use.
@@ -68,7 +68,12 @@ def unreached(model: nn.Module, first: Observation, trained: Observation | None)
     if not found:
         return None
     shown = "; ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-    return f"{why} to have them swapped: {shown}"
+    return f"{why} to have their resizes listed: {shown}"
+
+
+def _could_run(owner: nn.Module, name: str) -> bool:
+    """Whether a container has a module, or the code of its owner names it or looks one up by a name put together."""
+    return isinstance(owner, CONTAINERS) or any({name, "getattr"} & names for names in names_by_function(type(owner)))
 
 
 def _may_resize(module: nn.Module) -> bool:

@@ -42,7 +42,11 @@ def enlarges_by_repeating(node: Node) -> bool:
             return False
         while len(source.shape) > 4 and source.inputs:
             source = source.inputs[0]
-    elif node.name != "repeat_interleave":
+    elif node.name == "repeat_interleave":
+        # Of rows and then of columns, or the other way round: of one alone, the pairs of an embedding are made.
+        while source.name == "repeat_interleave" and source.inputs:
+            source = source.inputs[0]
+    else:
         return False
     larger = [new > old for new, old in zip(node.shape, source.shape, strict=False)]
-    return len(source.shape) == 4 and larger[:2] == [False, False] and any(larger)
+    return len(source.shape) == 4 and larger == [False, False, True, True]

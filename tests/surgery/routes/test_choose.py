@@ -109,7 +109,8 @@ def test_the_route_of_an_idiom(cls, owner, route) -> None:
     decision = decided(cls())
     assert {path: rewriting.route for path, rewriting in decision.rewritings.items()} == {owner: route}
     assert {site.route for site in decision.plan.swapped} == {route}
-    assert list(decision.rewritings[owner].methods) == ([] if route == "module" else ["forward"])
+    methods = [name for name in decision.rewritings[owner].methods if not name.startswith("_upswap_script")]
+    assert methods == ([] if route == "module" else ["forward"])
 
 
 def found(model):

@@ -134,7 +134,7 @@ class _Script:
     ) -> str:
         """The call of a function on the way, as one of a method that is that function written anew."""
         callee = value_of(call.func, function, owner)
-        helper = callee.__func__ if isinstance(callee, staticmethod) else callee
+        helper: Any = callee.__func__ if isinstance(callee, staticmethod) else callee
         own = (
             isinstance(callee, FunctionType)
             and ast.unparse(call.func) == f"{name}.{callee.__name__}"
@@ -295,7 +295,7 @@ def _first_statement(function: FunctionNode) -> ast.stmt:
     return function.body[1 if has_docstring else 0]
 
 
-def _arguments(call: ast.Call, function: FunctionType, owner: nn.Module) -> str:
+def _arguments(call: ast.Call, function: FunctionType, owner: nn.Module | None) -> str:
     """The arguments of an upsampler's call, from those of the resize call."""
     callee = value_of(call.func, function, owner)
     if callee in (F.interpolate, F.upsample, F.upsample_nearest, F.upsample_bilinear):
