@@ -1,8 +1,8 @@
 """Modules that take a resize's place, and the registry that makes one for a Site.
 
-DySample, CARAFE, chains of them and tables of them by channel count. `configs` has their options and needs no torch; `sampling/`
-below is functions of tensors only. Nothing here knows a model, a file or source code. A new upsampler is a file here, with
-its factory registered at the end, a config in `configs`, and a row in `registry.OWN`.
+DySample, chains of upsamplers and tables of them by channel count; `kernels/` has those that weigh a neighbourhood. `configs` has
+their options and needs no torch; `sampling/` is functions of tensors only. Nothing here knows a model, a file or source code. A
+new upsampler is a file here, with its factory registered at the end, a config in `configs`, and a row in `registry.OWN`.
 
 The classes below are part of the file format under the address they have here.
 """
@@ -13,15 +13,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .carafe import CARAFE
     from .composed import ByChannels, Cascade
     from .configs import CARAFEConfig, DySampleConfig, UpsamplerConfig
     from .dysample import DySample
-    from .projection import Projection
+    from .kernels.carafe import CARAFE
+    from .projection import Affine, Projection
     from .registry import register_upsampler
 
 __all__ = [
     "CARAFE",
+    "Affine",
     "ByChannels",
     "CARAFEConfig",
     "Cascade",
@@ -34,7 +35,8 @@ __all__ = [
 
 # Imported when they are first asked for: the command line reads the configs and must not load torch.
 _HOMES = {
-    "CARAFE": "carafe",
+    "Affine": "projection",
+    "CARAFE": "kernels.carafe",
     "ByChannels": "composed",
     "Cascade": "composed",
     "CARAFEConfig": "configs",

@@ -34,6 +34,16 @@ def means(text: str) -> dict[str, str]:
     return {"help": text}
 
 
+#: Options that several upsamplers have mean the same in each.
+_INIT = means("keep the output at step 0 (match), or start as published (paper)")
+_CASCADE = means("make x4 and x8 chains of x2, as the authors did; not exact at step 0")
+
+
+def init_of(shapes: Shapes) -> Init:
+    """What an upsampler with a gain was made with: only those that start at the original resize have one."""
+    return "match" if any(name.rpartition(".")[2] == "gain" for name in shapes) else "paper"
+
+
 @dataclasses.dataclass(frozen=True)
 class UpsamplerConfig:
     """The options of one upsampler. Subclasses are frozen dataclasses whose fields are plain values with defaults.
@@ -77,12 +87,8 @@ class DySampleConfig(UpsamplerConfig):
         ),
     )
     dyscope: bool = dataclasses.field(default=False, metadata=means("learn the range of the offsets too"))
-    init: Init = dataclasses.field(
-        default="match", metadata=means("keep the output at step 0 (match), or start as published (paper)")
-    )
-    cascade: bool = dataclasses.field(
-        default=False, metadata=means("make x4 and x8 chains of x2, as the authors did; not exact at step 0")
-    )
+    init: Init = dataclasses.field(default="match", metadata=_INIT)
+    cascade: bool = dataclasses.field(default=False, metadata=_CASCADE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,21 +150,23 @@ class CARAFEConfig(UpsamplerConfig):
         default=3, metadata=means("side of the convolution that predicts kernels, odd")
     )
     compressed_channels: int = dataclasses.field(default=64, metadata=means("channels that kernels are predicted from"))
-    cascade: bool = dataclasses.field(default=False, metadata=means("make x4 and x8 chains of x2"))
+    init: Init = dataclasses.field(default="match", metadata=_INIT)
+    cascade: bool = dataclasses.field(default=False, metadata=_CASCADE)
 
     @classmethod
     def is_of(cls, shapes: Shapes) -> bool:
         """As the base class."""
         parts = ("channel_compressor", "content_encoder")
-        return shapes.keys() == {f"{part}.{name}" for part in parts for name in ("weight", "bias")}
+        return shapes.keys() - {"gain"} == {f"{part}.{name}" for part in parts for name in ("weight", "bias")}
 
     @classmethod
     def candidates(cls, shapes: Shapes) -> Iterator[dict[str, Any]]:
         """As the base class; the encoder's output has the window's pixels, for each cell of the ratio."""
+        init = init_of(shapes)
         for shape in (shape for name, shape in shapes.items() if name.endswith("content_encoder.weight")):
             for side, cascade in itertools.product(range(1, math.isqrt(shape[0]) + 1, 2), (False, True)):
                 if shape[0] % side**2 == 0:
-                    yield dataclasses.asdict(cls(side, shape[2], shape[1], cascade))
+                    yield dataclasses.asdict(cls(side, shape[2], shape[1], init, cascade))
 
 
 def nominal_scale(site: Site) -> tuple[float, float]:

@@ -44,6 +44,7 @@ from .value_forms import form_of
 UPSAMPLERS: tuple[str, ...] = (
     "upswap.integrations.ultralytics.DySample",
     "upswap.integrations.ultralytics.Mark",
+    "upswap.nn.Affine",
     "upswap.nn.ByChannels",
     "upswap.nn.CARAFE",
     "upswap.nn.Cascade",
