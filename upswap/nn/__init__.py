@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .composed import ByChannels, Cascade
-    from .configs import CARAFEConfig, DySampleConfig, UpsamplerConfig
+    from .configs import CARAFEConfig, DySampleConfig, LDAAQUConfig, UpsamplerConfig
     from .dysample import DySample
     from .kernels.carafe import CARAFE
+    from .kernels.lda_aqu import LDAAQU
     from .projection import Affine, Projection
     from .registry import register_upsampler
 
 __all__ = [
     "CARAFE",
+    "LDAAQU",
     "Affine",
     "ByChannels",
     "CARAFEConfig",
     "Cascade",
     "DySample",
     "DySampleConfig",
+    "LDAAQUConfig",
     "Projection",
     "UpsamplerConfig",
     "register_upsampler",
@@ -43,6 +46,8 @@ _HOMES = {
     "DySampleConfig": "configs",
     "UpsamplerConfig": "configs",
     "DySample": "dysample",
+    "LDAAQU": "kernels.lda_aqu",
+    "LDAAQUConfig": "configs",
     "Projection": "projection",
     "register_upsampler": "registry",
 }

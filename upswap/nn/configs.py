@@ -169,6 +169,87 @@ class CARAFEConfig(UpsamplerConfig):
                     yield dataclasses.asdict(cls(side, shape[2], shape[1], init, cascade))
 
 
+@dataclasses.dataclass(frozen=True)
+class LDAAQUConfig(UpsamplerConfig):
+    """The options of `upsampler="lda_aqu"` (ACM MM 2024, arXiv 2411.19585)."""
+
+    reduction_factor: int = dataclasses.field(
+        default=4, metadata=means("by how much queries and keys have fewer channels")
+    )
+    nh: int = dataclasses.field(default=1, metadata=means("heads of the attention"))
+    k_u: int = dataclasses.field(default=3, metadata=means("side of the grid of points that are read, odd"))
+    k_e: int = dataclasses.field(default=3, metadata=means("side of the convolutions that predict where, odd"))
+    n_groups: int = dataclasses.field(default=2, metadata=means("groups of channels with points of their own"))
+    range_factor: float = dataclasses.field(default=11, metadata=means("how far points can move, in output pixels"))
+    rpb: bool = dataclasses.field(default=True, metadata=means("give each point of the grid a bias"))
+    init: Init = dataclasses.field(default="match", metadata=_INIT)
+    cascade: bool = dataclasses.field(default=False, metadata=_CASCADE)
+
+    def fit(self, site: Site, *, strict: bool = False) -> tuple[Self, tuple[str, ...]]:
+        """The options for the channels of a site: fewer groups and heads where these do not divide them."""
+        found: dict[str, Any] = {}
+        reduction = min(self.reduction_factor, site.channels)
+        depth = site.channels // max(reduction, 1)
+        both = math.gcd(site.channels, depth)
+        found["reduction_factor"] = reduction
+        for name in ("n_groups", "nh"):
+            wanted = getattr(self, name)
+            found[name] = max((n for n in range(1, min(wanted, both) + 1) if both % n == 0), default=1)
+        notes = [
+            f"{name} {value}, for {site.channels} channels"
+            for name, value in found.items()
+            if value != getattr(self, name)
+        ]
+        if strict and notes:
+            raise OptionError(
+                f"{site.name}: {', '.join(notes)} would be needed; give these, exclude the site, or drop strict"
+            )
+        return dataclasses.replace(self, **found), tuple(notes)
+
+    @classmethod
+    def is_of(cls, shapes: Shapes) -> bool:
+        """As the base class."""
+        return shapes.keys() - {"gain", "relative_position_bias_table"} == _LDA_AQU
+
+    @classmethod
+    def candidates(cls, shapes: Shapes) -> Iterator[dict[str, Any]]:
+        """As the base class. How far points can move leaves no trace in shapes: it is taken to be the default."""
+        init, rpb = init_of(shapes), any(name.endswith("relative_position_bias_table") for name in shapes)
+        ends = ("proj_q.weight", "conv_offset.0.weight", "conv_offset.3.weight")
+        found = {end: shape for name, shape in shapes.items() for end in ends if name.endswith(end)}
+        heads = {shape[1] for name, shape in shapes.items() if name.endswith("relative_position_bias_table")} or {1}
+        if len(found) < len(ends) or any(len(shape) != 4 for shape in found.values()):
+            return
+        (depth, channels, *_), (per_group, _, side, _), (taps, *_) = (found[end] for end in ends)
+        for nh, cascade in itertools.product(sorted(heads), (False, True)):
+            yield dataclasses.asdict(
+                cls(
+                    channels // max(depth, 1),
+                    nh,
+                    math.isqrt(taps // 2),
+                    side,
+                    depth // max(per_group, 1),
+                    11,
+                    rpb,
+                    init,
+                    cascade,
+                )
+            )
+
+
+_LDA_AQU = {
+    "layer_norm.norm.weight",
+    "layer_norm.norm.bias",
+    "proj_q.weight",
+    "proj_k.weight",
+    "conv_offset.0.weight",
+    "conv_offset.1.norm.weight",
+    "conv_offset.1.norm.bias",
+    "conv_offset.3.weight",
+    "conv_offset.3.bias",
+}
+
+
 def nominal_scale(site: Site) -> tuple[float, float]:
     """The (h, w) ratio an upsampler is built for; whole ones as ints.
 

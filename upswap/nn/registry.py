@@ -41,7 +41,7 @@ Factory = TypeVar("Factory", bound=Callable[[Site, Any], nn.Module])
 ENTRY_POINTS = "upswap.upsamplers"
 
 #: upswap's own, and the modules whose import registers them.
-OWN = {"dysample": "dysample", "carafe": "kernels.carafe"}
+OWN = {"dysample": "dysample", "carafe": "kernels.carafe", "lda_aqu": "kernels.lda_aqu"}
 
 
 class _Registered(NamedTuple):

@@ -49,6 +49,7 @@ UPSAMPLERS: tuple[str, ...] = (
     "upswap.nn.CARAFE",
     "upswap.nn.Cascade",
     "upswap.nn.DySample",
+    "upswap.nn.LDAAQU",
     "upswap.nn.Projection",
 )
 

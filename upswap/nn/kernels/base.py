@@ -13,7 +13,7 @@ from ...errors import OptionError, ShapeError
 from ..arguments import check_choice, plain, positive_int, scale_pair, target
 from ..configs import Init
 from ..host_init import InitialisesItself
-from ..projection import KnownValues, Projection, weights_of
+from ..projection import Affine, KnownValues, Projection, weights_of
 from ..sampling import memory_format as layout
 from ..sampling import positions as sampling
 from ..sampling.positions import Mode, Pair, Ratio
@@ -139,6 +139,18 @@ class KernelUpsampler(KnownValues, InitialisesItself):
         weight, bias = weights_of(self, path)
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1] // weight.shape[1])
 
+    def _layer_norm(self, x: Tensor, path: str) -> Tensor:
+        """`x` (B, C, H, W) normalised over its channels, with the weights at `path`; computed wide, of x's dtype."""
+        wide = x.to(sampling.compute_dtype(x.dtype)).permute(0, 2, 3, 1)
+        weight, bias = (each.to(wide.dtype) for each in weights_of(self, path))
+        return F.layer_norm(wide, (x.shape[1],), weight, bias).permute(0, 3, 1, 2).to(x.dtype)
+
+    def _group_norm(self, x: Tensor, groups: int, path: str) -> Tensor:
+        """The same over groups of channels and all pixels."""
+        wide = x.to(sampling.compute_dtype(x.dtype))
+        weight, bias = (each.to(wide.dtype) for each in weights_of(self, path))
+        return F.group_norm(wide, groups, weight, bias).to(x.dtype)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the authors' state dicts, which have no gain."""
         error_msgs = args[-1]
@@ -195,3 +207,10 @@ def xavier(projection: Projection) -> None:
     nn.init.xavier_uniform_(projection.weight)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
+
+
+def ones(norm: Affine) -> None:
+    """Weights of 1 and biases of 0, with which a norm changes nothing more."""
+    nn.init.ones_(norm.weight)
+    if norm.bias is not None:
+        nn.init.zeros_(norm.bias)
