@@ -14,41 +14,69 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .composed import ByChannels, Cascade
-    from .configs import CARAFEConfig, DySampleConfig, LDAAQUConfig, UpsamplerConfig
+    from .configs import (
+        CARAFEConfig,
+        DySampleConfig,
+        FADEConfig,
+        FADELiteConfig,
+        FreqFusionConfig,
+        LDAAQUConfig,
+        SAPAConfig,
+        UpsamplerConfig,
+    )
     from .dysample import DySample
     from .kernels.carafe import CARAFE
+    from .kernels.fade import FADE
+    from .kernels.freqfusion import FreqFusion
     from .kernels.lda_aqu import LDAAQU
+    from .kernels.sapa import SAPA
     from .projection import Affine, Projection
-    from .registry import register_upsampler
+    from .registry import create_upsampler, register_upsampler
 
 __all__ = [
     "CARAFE",
+    "FADE",
     "LDAAQU",
+    "SAPA",
     "Affine",
     "ByChannels",
     "CARAFEConfig",
     "Cascade",
     "DySample",
     "DySampleConfig",
+    "FADEConfig",
+    "FADELiteConfig",
+    "FreqFusion",
+    "FreqFusionConfig",
     "LDAAQUConfig",
     "Projection",
+    "SAPAConfig",
     "UpsamplerConfig",
+    "create_upsampler",
     "register_upsampler",
 ]
 
 # Imported when they are first asked for: the command line reads the configs and must not load torch.
 _HOMES = {
     "Affine": "projection",
-    "CARAFE": "kernels.carafe",
     "ByChannels": "composed",
-    "Cascade": "composed",
+    "CARAFE": "kernels.carafe",
     "CARAFEConfig": "configs",
-    "DySampleConfig": "configs",
-    "UpsamplerConfig": "configs",
+    "Cascade": "composed",
     "DySample": "dysample",
+    "DySampleConfig": "configs",
+    "FADE": "kernels.fade",
+    "FADEConfig": "configs",
+    "FADELiteConfig": "configs",
+    "FreqFusion": "kernels.freqfusion",
+    "FreqFusionConfig": "configs",
     "LDAAQU": "kernels.lda_aqu",
     "LDAAQUConfig": "configs",
     "Projection": "projection",
+    "SAPA": "kernels.sapa",
+    "SAPAConfig": "configs",
+    "UpsamplerConfig": "configs",
+    "create_upsampler": "registry",
     "register_upsampler": "registry",
 }
 

@@ -20,8 +20,8 @@ def make_cascaded(scale: Sequence[float], cascade: bool, make: Callable[[Any], n
 
 
 def keeps_step_0(config: Any) -> bool:
-    """Whether what `make_cascaded` makes with these options starts at the original resize. Chains of bilinear x2 do not."""
-    return config.init == "match" and not config.cascade
+    """Whether an upsampler with these options starts at the original resize. Chains of bilinear x2 do not."""
+    return config.init == "match" and not getattr(config, "cascade", False)
 
 
 def _cascade_factors(scale: Sequence[float]) -> list[int]:

@@ -25,6 +25,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 Style = Literal["lp", "pl"]
 Init = Literal["match", "paper"]
 
+#: The two released forms of SAPA-B.
+SAPAForm = Literal["conv", "linear"]
+
+
 #: The groups of either style, as in the paper.
 DEFAULT_GROUPS: dict[Style, int] = {"lp": 4, "pl": 8}
 
@@ -248,6 +252,68 @@ _LDA_AQU = {
     "conv_offset.3.weight",
     "conv_offset.3.bias",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class FADEConfig(UpsamplerConfig):
+    """The options of `fade` (ECCV 2022, arXiv 2207.10392)."""
+
+    gating: bool = dataclasses.field(
+        default=True, metadata=means("mix the guide, of as many channels, into the output")
+    )
+    up_kernel_size: int = dataclasses.field(default=5, metadata=means("side of the window that is summed, odd"))
+    embedding_dim: int = dataclasses.field(default=64, metadata=means("channels that kernels are predicted from"))
+    init: Init = dataclasses.field(default="match", metadata=_INIT)
+
+
+@dataclasses.dataclass(frozen=True)
+class FADELiteConfig(UpsamplerConfig):
+    """The options of `fade-lite` (ECCV 2022, arXiv 2207.10392)."""
+
+    gating: bool = dataclasses.field(
+        default=True, metadata=means("mix the guide, of as many channels, into the output")
+    )
+    up_kernel_size: int = dataclasses.field(default=5, metadata=means("side of the window that is summed, odd"))
+    init: Init = dataclasses.field(default="match", metadata=_INIT)
+
+
+@dataclasses.dataclass(frozen=True)
+class SAPAConfig(UpsamplerConfig):
+    """The options of `sapa-b` (NeurIPS 2022, arXiv 2209.12866)."""
+
+    form: SAPAForm = dataclasses.field(
+        default="conv",
+        metadata=means("which of the two released forms: GroupNorm and 1x1 convolutions, or LayerNorm and linear"),
+    )
+    norm: bool = dataclasses.field(
+        default=True, metadata=means("normalise map and guide; only the form conv can do without")
+    )
+    up_kernel_size: int = dataclasses.field(default=5, metadata=means("side of the window that is compared, odd"))
+    embedding_dim: int | None = dataclasses.field(
+        default=None, metadata=means("channels of what is compared; 32 for conv and 64 for linear where not given")
+    )
+    init: Init = dataclasses.field(default="match", metadata=_INIT)
+
+
+@dataclasses.dataclass(frozen=True)
+class FreqFusionConfig(UpsamplerConfig):
+    """The options of `freqfusion` (TPAMI 2024, arXiv 2408.12879)."""
+
+    compressed: int | None = dataclasses.field(
+        default=None,
+        metadata=means("channels that kernels are predicted from; an eighth of those of map and guide where not given"),
+    )
+    hamming: bool = dataclasses.field(default=True, metadata=means("weigh the kernels by Hamming windows"))
+    resample: bool = dataclasses.field(default=True, metadata=means("sample the upsampled map at predicted offsets"))
+    norm: bool = dataclasses.field(default=True, metadata=means("normalise what offsets are predicted from"))
+    groups: int = dataclasses.field(default=4, metadata=means("groups of channels with offsets of their own"))
+    padding: Literal["zero", "reflect"] = dataclasses.field(
+        default="zero", metadata=means("what windows read outside: zero, as released weights were trained, or reflect")
+    )
+    additive: bool = dataclasses.field(
+        default=False, metadata=means("add to the output what the guide gains, for a host that adds the two")
+    )
+    init: Init = dataclasses.field(default="match", metadata=_INIT)
 
 
 def nominal_scale(site: Site) -> tuple[float, float]:

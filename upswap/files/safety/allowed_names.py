@@ -49,8 +49,11 @@ UPSAMPLERS: tuple[str, ...] = (
     "upswap.nn.CARAFE",
     "upswap.nn.Cascade",
     "upswap.nn.DySample",
+    "upswap.nn.FADE",
+    "upswap.nn.FreqFusion",
     "upswap.nn.LDAAQU",
     "upswap.nn.Projection",
+    "upswap.nn.SAPA",
 )
 
 #: Packages whose classes are admitted, each cut down to the parts that models are made of.

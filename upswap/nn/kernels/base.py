@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import OptionError, ShapeError
-from ..arguments import check_choice, plain, positive_int, scale_pair, target
+from ..arguments import Target, check_choice, plain, positive_int, scale_pair, target
 from ..configs import Init
 from ..host_init import InitialisesItself
 from ..projection import Affine, KnownValues, Projection, weights_of
@@ -184,6 +184,95 @@ class KernelUpsampler(KnownValues, InitialisesItself):
     def _own_options(self) -> list[str]:
         """The options of the published operator, as `name=value`."""
         raise NotImplementedError
+
+
+class GuidedUpsampler(KernelUpsampler):
+    """One whose operator U also sees a guide (B, guide_channels, h, w): the feature that the upsampled map is fused with.
+
+    U is computed at the guide's size, whatever that is: output pixel o of m reads around pixel floor(o * n / m) of n. Where
+    another size is asked for, U is resized to it (bilinear).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        guide_channels: int | None,
+        scale: float | Sequence[float],
+        init: Init,
+        mode: Mode,
+        align_corners: bool,
+        device: torch.device | str | int | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(channels, scale, init, mode, align_corners, device, dtype)
+        self.guide_channels = (
+            self.channels if guide_channels is None else positive_int("guide_channels", guide_channels)
+        )
+
+    @leaf
+    def forward(
+        self,
+        x: Tensor,
+        size: int | Sequence[int] | None = None,
+        scale_factor: float | Sequence[float] | None = None,
+        guide: Tensor | None = None,
+    ) -> Tensor:
+        """Upsample `x`, to `size`, by `scale_factor`, or to the guide's size where neither is given.
+
+        Args:
+            x: (B, C, H, W), floating point, of any memory format.
+            size: the output's (h, w), or one int for both.
+            scale_factor: one factor, or (vertical, horizontal).
+            guide: (B, guide_channels, h, w), at least as large as `x` along each axis.
+
+        Returns:
+            (B, C, h, w), of x's dtype and memory format.
+
+        Raises:
+            ShapeError: `x` or `guide` is not what the module was built for.
+            OptionError: there is no guide; both size and scale_factor are given, or one of them is not one value or a pair.
+        """
+        self._check(x)
+        guide = self._checked(guide, x)
+        size, (shape, factors, smaller) = self._target(x, size, scale_factor, guide)
+        if smaller:
+            return self._original(x, size, factors)
+        return self._finished(x, size, factors, resized(self._operate(x, guide), shape))
+
+    def _operate(self, x: Tensor, guide: Tensor) -> Tensor:
+        """The published operator, at the size of the guide, in the dtype that sums are computed in."""
+        raise NotImplementedError
+
+    def _target(self, x: Tensor, size: Any, scale_factor: Any, guide: Tensor) -> tuple[Any, Target]:
+        """The size that is asked for, which the guide has where nothing is, and what that means for `x`."""
+        if size is None and scale_factor is None:
+            own = target(x, None, None, self.scale)
+            if sampling.known_equal(own.size, (guide.shape[2], guide.shape[3])):
+                return None, own
+            size = (guide.shape[2], guide.shape[3])
+        return size, target(x, size, scale_factor, self.scale)
+
+    def _checked(self, guide: Tensor | None, x: Tensor) -> Tensor:
+        kind = type(self).__name__
+        if guide is None:
+            raise OptionError(
+                f"{kind} needs a guide, the high-resolution feature that its output is fused with: module(x, guide=feature), of "
+                f"shape ({x.shape[0]}, {self.guide_channels}, h, w)"
+            )
+        fits = guide.dim() == 4 and guide.shape[:2] == (x.shape[0], self.guide_channels) and guide.is_floating_point()
+        if not fits or guide.shape[2] < x.shape[2] or guide.shape[3] < x.shape[3]:
+            raise ShapeError(
+                f"{kind} expects a floating-point guide of shape ({x.shape[0]}, {self.guide_channels}, h, w), at least as large "
+                f"as the map of {tuple(x.shape[2:])}, got {tuple(guide.shape)} of {guide.dtype}"
+            )
+        return guide
+
+
+def resized(x: Tensor, size: Pair) -> Tensor:
+    """`x` (B, C, H, W) at `size`, by the bilinear resize where it has another."""
+    if sampling.known_equal((x.shape[2], x.shape[3]), size):
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def changed_by(gain: Tensor, original: Tensor, published: Tensor) -> Tensor:

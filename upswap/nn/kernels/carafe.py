@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...plan.site import Site
@@ -22,7 +21,7 @@ from ..registry import register_upsampler
 from ..sampling import positions as sampling
 from ..sampling.positions import Mode, Pair
 from ..sampling.reassembly import reassemble
-from .base import KernelUpsampler, odd, xavier
+from .base import KernelUpsampler, odd, resized, xavier
 
 # What the authors' module draws the content encoder's weights with.
 _ENCODER_STD = 0.001
@@ -116,11 +115,8 @@ class CARAFE(KernelUpsampler):
 
     def _upsample(self, x: Tensor, size: Pair) -> Tensor:
         dtype = sampling.compute_dtype(x.dtype)
-        vertical, horizontal = self.kernel_scale
         field = sampling.shuffle(self._logits(x).to(dtype), self.kernel_scale)
-        if not sampling.known_equal(size, (vertical * x.shape[2], horizontal * x.shape[3])):
-            field = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
-        return reassemble(x.to(dtype), field.permute(0, 2, 3, 1).softmax(dim=-1))
+        return reassemble(x.to(dtype), resized(field, size).permute(0, 2, 3, 1).softmax(dim=-1))
 
     def _own_options(self) -> list[str]:
         own = ("up_kernel", "encoder_kernel", "compressed_channels")

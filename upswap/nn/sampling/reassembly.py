@@ -83,12 +83,19 @@ def window_products(queries: Tensor, keys: Tensor, side: int) -> Tensor:
     vertical, horizontal = cells
     queries = queries.reshape(batch, depth, height, vertical, width, horizontal).permute(0, 2, 4, 3, 5, 1)
     windows = F.unfold(keys, side, padding=side // 2).reshape(batch, depth, side * side, height, width)
-    products = queries.reshape(-1, vertical * horizontal, depth) @ windows.permute(0, 3, 4, 1, 2).reshape(
-        -1, depth, side * side
+    products = _matmul(
+        queries.reshape(-1, vertical * horizontal, depth),
+        windows.permute(0, 3, 4, 1, 2).reshape(-1, depth, side * side),
     )
     products = products.reshape(batch, height, width, vertical, horizontal, -1).permute(0, 1, 3, 2, 4, 5)
     products = products.reshape(batch, height * vertical, width * horizontal, -1)
     return products if places is None else products.index_select(1, places[0]).index_select(2, places[1])
+
+
+def repeated(x: Tensor, size: Pair) -> Tensor:
+    """`x` (B, C, H, W) at `size`: each output pixel has the value of the pixel around which `reassemble` reads for it."""
+    rows, columns = (sources(n, m, x.device) for n, m in zip(x.shape[2:], size, strict=True))
+    return x.index_select(2, rows).index_select(3, columns)
 
 
 def sources(source: int, target: int, device: torch.device) -> Tensor:
@@ -109,11 +116,11 @@ def _neighbours(positions: Tensor, source: int) -> list[tuple[Tensor, Tensor]]:
     """(number, weight) of the two pixels that a point lies between along an axis; those outside weigh nothing."""
     below = positions.floor()
     share = positions - below
-    pairs = ((below, 1 - share), (below + 1, share))
-    return [
-        (pixel.clamp(0, source - 1).long(), torch.where((pixel >= 0) & (pixel < source), weight, 0))
-        for pixel, weight in pairs
-    ]
+    pairs = []
+    for pixel, weight in ((below, 1 - share), (below + 1, share)):
+        inside = (pixel >= 0) & (pixel < source)  # of what is no number too
+        pairs.append((torch.where(inside, pixel, 0).long(), torch.where(inside, weight, 0)))
+    return pairs
 
 
 _Axes = tuple[Tensor, Tensor]
@@ -135,6 +142,15 @@ def _by_window(size: Pair, source: Pair, device: torch.device) -> tuple[Pair, _A
         window = sources(pixels, target, device)
         places.append(window * most + torch.arange(target, device=device) - first[window])
     return cells, (gathered[0], gathered[1]), (places[0], places[1])
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The product of matrices in their own dtype, whatever autocast would have."""
+    # Entered only where needed, so that an exported graph has no autocast region in it.
+    if a.device.type != "meta" and torch.is_autocast_enabled(a.device.type):
+        with torch.autocast(a.device.type, enabled=False):
+            return a @ b
+    return a @ b
 
 
 def _sums(pixels: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
