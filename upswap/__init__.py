@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .files.checkpoint import load, save
     from .nn.configs import DySampleConfig
     from .nn.dysample import DySample
-    from .nn.registry import register_upsampler
+    from .nn.registry import create_upsampler, register_upsampler
     from .plan.plan import Options, Plan
     from .plan.site import KINDS, Site
     from .surgery.checking.verification import Report, capture, compare, verify
@@ -76,6 +76,7 @@ __all__ = [
     "capture",
     "compare",
     "convert",
+    "create_upsampler",
     "disabled",
     "export_onnx",
     "exportable",
@@ -109,7 +110,7 @@ _HOMES = {
     "export.export": ("Exported", "export_onnx"),
     "export.exportable": ("exportable",),
     "files.checkpoint": ("load", "save"),
-    "nn": ("DySample", "DySampleConfig", "register_upsampler"),
+    "nn": ("DySample", "DySampleConfig", "create_upsampler", "register_upsampler"),
     "plan.plan": ("Options", "Plan"),
     "plan.site": ("KINDS", "Site"),
     "surgery.checking.verification": ("Report", "capture", "compare", "verify"),

@@ -65,8 +65,8 @@ def patch(
             fails.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `(args, kwargs)`. Left out, a
             batch of one small image is made, with the channels of the model's first convolution.
-        upsampler: "dysample", "carafe", one that is registered or in an installed package (docs/upsamplers.md); or a config such
-            as `upswap.DySampleConfig(style="pl")`.
+        upsampler: "dysample", "carafe", "lda_aqu", one that is registered or in an installed package (docs/upsamplers.md); or a
+            config such as `upswap.DySampleConfig(style="pl")`.
         kinds: the kinds of resize to replace; `upswap.KINDS` has them all.
         include: patterns over site names, as `upswap.inspect` lists them; only sites that match one are replaced.
         exclude: patterns over site names; sites that match one are kept.

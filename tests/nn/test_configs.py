@@ -20,7 +20,7 @@ from upswap.nn.configs import (
     option_types,
     value_from_text,
 )
-from upswap.nn.registry import make_config, name_of
+from upswap.nn.registry import OWN, config_class, make_config, name_of
 from upswap.surgery.options import make_options
 
 
@@ -146,7 +146,7 @@ def test_the_options_as_text_name_each_with_its_default_and_meaning() -> None:
     assert lines[1].startswith("groups (int or None; default None): ")
 
 
-@pytest.mark.parametrize("cls", [DySampleConfig, CARAFEConfig])
+@pytest.mark.parametrize("cls", [config_class(name) for name in OWN])
 def test_every_option_of_upswaps_own_says_what_it_means(cls: type[UpsamplerConfig]) -> None:
     assert all(field.metadata["help"] for field in dataclasses.fields(cls))
 

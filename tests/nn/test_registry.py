@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -55,6 +56,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(tmp_path)
     yield folder
+    known |= {name: _FACTORIES[name] for name in OWN if name in _FACTORIES}  # these stay imported
     _FACTORIES.clear()
     _FACTORIES.update(known)
     for name in set(sys.modules) - modules:
@@ -161,7 +163,9 @@ def test_the_command_line_finds_it(refined: Path, capsys: pytest.CaptureFixture[
     assert "step-0 difference" in capsys.readouterr().out
     assert run(["verify", "unet.pt", "out.safetensors"]) == 0
     assert run(["inspect", "unet.pt", "--upsampler", "refind"]) == 2
-    assert "no upsampler named 'refind'; known are carafe, dysample, refined" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no upsampler named 'refind'; known are carafe, dysample, fade, " in error
+    assert ", refined, sapa-b. " in error
 
 
 # ---- names
@@ -246,3 +250,90 @@ def test_an_upsampler_is_held_to_what_it_declares(packages: Path) -> None:
                 report.check(plan)
         else:
             report.check(plan)
+
+
+# ---- outside of a model
+
+
+def test_any_is_made_by_its_name() -> None:
+    x, guide = torch.randn(1, 8, 5, 6), torch.randn(1, 4, 10, 12)
+    for name, options in (
+        ("dysample", {"style": "pl", "groups": 2}),
+        ("carafe", {"up_kernel": 3}),
+        ("lda_aqu", {"n_groups": 1}),
+        ("fade", {"gating": False}),
+        ("fade-lite", {"gating": False, "up_kernel_size": 3}),
+        ("sapa-b", {"form": "linear"}),
+        ("freqfusion", {"compressed": 8, "hamming": False, "norm": False, "resample": False, "padding": "reflect"}),
+    ):
+        takes_guide = name not in ("dysample", "carafe", "lda_aqu")
+        module = upswap.create_upsampler(name, 8, 4 if takes_guide else None, mode="nearest", **options)
+        more = {"guide": guide} if takes_guide else {}
+        assert torch.allclose(module(x, **more), F.interpolate(x, scale_factor=2), atol=1e-5), name
+        assert all(getattr(module, option) == value for option, value in options.items())
+        published = upswap.create_upsampler(name, 8, 4 if takes_guide else None, init="paper", **options)
+        assert not torch.allclose(published(x, **more), F.interpolate(x, scale_factor=2, mode="bilinear"), atol=1e-6), (
+            name
+        )
+
+
+def test_what_cannot_be_made_is_said() -> None:
+    for call, says in (
+        (lambda: upswap.create_upsampler("fad", 8), "no upsampler named 'fad'"),
+        (lambda: upswap.create_upsampler("fade", 8, gate=False), "has no option 'gate'; near it: gating"),
+        (lambda: upswap.create_upsampler("carafe", 8, 8), "'carafe' takes no guide: leave guide_channels out"),
+        (lambda: upswap.create_upsampler("lda_aqu", 6, n_groups=4), "n_groups 1, for 6 channels. Give these options"),
+        (lambda: upswap.create_upsampler("dysample", 8, mode="linear"), "mode='linear' is not one of"),
+        (lambda: upswap.create_upsampler("dysample", 0), "channels must be a positive int"),
+        (lambda: upswap.create_upsampler("dysample", 8, scale=0.5), "scale must be"),
+    ):
+        with pytest.raises(upswap.OptionError, match=says):
+            call()
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedConfig(UpsamplerConfig):
+    by: float = 1.0
+
+
+class Added(nn.Module):
+    def __init__(self, guide_channels: int, by: float) -> None:
+        super().__init__()
+        self.guide_channels, self.by = guide_channels, by
+
+    def forward(self, x: Tensor, size: Any = None, scale_factor: Any = None, guide: Any = None) -> Tensor:
+        return F.interpolate(x, guide.shape[-2:]) + self.by * guide.mean(1, True)
+
+
+def added(site: Site, config: AddedConfig, guide_channels: int) -> nn.Module:
+    return Added(guide_channels, config.by)
+
+
+@pytest.fixture
+def of_ones_own(packages: Path) -> None:
+    """A guided one, registered."""
+    upswap.register_upsampler("added", options=AddedConfig, exact=False, guided=True)(added)
+
+
+def test_a_guided_one_of_ones_own(of_ones_own: None) -> None:
+    module = upswap.create_upsampler("added", 8, 3, by=2.0)
+    assert (module.guide_channels, module.by) == (3, 2.0)
+    assert upswap.create_upsampler("added", 8).guide_channels == 8
+    assert module(torch.zeros(1, 8, 2, 2), guide=torch.ones(1, 3, 4, 4)).eq(2).all()
+    with pytest.raises(upswap.OptionError, match="has no option 'init'"):
+        upswap.create_upsampler("added", 8, init="paper")
+
+
+@pytest.mark.parametrize("name", ["fade", "fade-lite", "sapa-b", "freqfusion", "added"])
+def test_patch_refuses_one_that_takes_a_guide(name: str, of_ones_own: None) -> None:
+    says = rf"'{name}' takes a guide.*Choose one without \(dysample, carafe, lda_aqu\), or .*create_upsampler\('{name}', channels"
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3))
+    for call in (upswap.patch, upswap.inspect):
+        with pytest.raises(upswap.OptionError, match=says):
+            call(model, IMAGE, upsampler=name)
+    plan = upswap.inspect(model, IMAGE, upsampler="carafe").to_dict()
+    plan["options"] |= {"upsampler": name, "config": {}}
+    plan["sites"] = [{**site, "config": {}, "settings": {}} for site in plan["sites"]]
+    with pytest.raises(upswap.UpswapError, match=f"'{name}' takes a guide"):
+        upswap.patch(model, plan=Plan.from_dict(plan))
+    assert type(model[1]) is nn.Upsample

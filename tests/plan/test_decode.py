@@ -125,9 +125,23 @@ def test_options_of_schema_1_go_to_the_upsampler_that_read_them(upsampler: str) 
     data = json.loads((DATA / "schema1" / "tiny.json").read_text())
     given = {"style": "pl", "groups": 2, "dyscope": True, "init": "paper", "cascade": True}
     plan = Plan.from_dict({**data, "options": {**data["options"], **given, "upsampler": upsampler}})
-    read = {"dysample": given, "carafe": {"cascade": True}, "someones": {}}[upsampler]
+    read = {"dysample": given, "carafe": {"cascade": True, "init": "paper"}, "someones": {}}[upsampler]
     assert plan.options.config == read
-    assert {json.dumps(dict(site.config)) for site in plan.swapped} == {json.dumps(read)}
+    assert all(site.config == read for site in plan.swapped)
+
+
+def test_a_carafe_of_before_its_gain_is_the_published_one() -> None:
+    model = upswap.patch(tiny(), image(), upsampler="carafe", init="paper")
+    data = upswap.plan_of(model).to_dict()
+    for options in (
+        data["options"]["config"],
+        *(site[key] for site in data["sites"] for key in ("config", "settings")),
+    ):
+        options.pop("init", None)
+    old = upswap.patch(tiny(), plan=Plan.from_dict(data))
+    assert upswap.plan_of(old) == upswap.plan_of(model)
+    old.load_state_dict(model.state_dict())
+    assert torch.equal(old.eval()(image()), model.eval()(image()))
 
 
 def test_a_call_of_train_mode_alone_is_no_more_told_by_its_reason() -> None:

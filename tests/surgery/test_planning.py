@@ -329,7 +329,7 @@ def test_the_hint_for_upsamplers_that_are_not_exact() -> None:
     assert planning._inexact(plan_of()) == []
     expected = "dysample with these options is not exact at step 0: the model has to be trained"
     assert planning._inexact(plan_of(init="paper")) == [expected]
-    (hint,) = planning._inexact(plan_of(upsampler="carafe"))
+    (hint,) = planning._inexact(plan_of(upsampler="carafe", init="paper"))
     assert hint.startswith("carafe with these options")
 
 

@@ -1,8 +1,8 @@
 """Modules that take a resize's place, and the registry that makes one for a Site.
 
-DySample, CARAFE, chains of them and tables of them by channel count. `configs` has their options and needs no torch; `sampling/`
-below is functions of tensors only. Nothing here knows a model, a file or source code. A new upsampler is a file here, with
-its factory registered at the end, a config in `configs`, and a row in `registry.OWN`.
+DySample, chains of upsamplers and tables of them by channel count; `kernels/` has those that weigh a neighbourhood. `configs` has
+their options and needs no torch; `sampling/` is functions of tensors only. Nothing here knows a model, a file or source code. A
+new upsampler is a file here, with its factory registered at the end, a config in `configs`, and a row in `registry.OWN`.
 
 The classes below are part of the file format under the address they have here.
 """
@@ -13,35 +13,70 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .carafe import CARAFE
     from .composed import ByChannels, Cascade
-    from .configs import CARAFEConfig, DySampleConfig, UpsamplerConfig
+    from .configs import (
+        CARAFEConfig,
+        DySampleConfig,
+        FADEConfig,
+        FADELiteConfig,
+        FreqFusionConfig,
+        LDAAQUConfig,
+        SAPAConfig,
+        UpsamplerConfig,
+    )
     from .dysample import DySample
-    from .projection import Projection
-    from .registry import register_upsampler
+    from .kernels.carafe import CARAFE
+    from .kernels.fade import FADE
+    from .kernels.freqfusion import FreqFusion
+    from .kernels.lda_aqu import LDAAQU
+    from .kernels.sapa import SAPA
+    from .projection import Affine, Projection
+    from .registry import create_upsampler, register_upsampler
 
 __all__ = [
     "CARAFE",
+    "FADE",
+    "LDAAQU",
+    "SAPA",
+    "Affine",
     "ByChannels",
     "CARAFEConfig",
     "Cascade",
     "DySample",
     "DySampleConfig",
+    "FADEConfig",
+    "FADELiteConfig",
+    "FreqFusion",
+    "FreqFusionConfig",
+    "LDAAQUConfig",
     "Projection",
+    "SAPAConfig",
     "UpsamplerConfig",
+    "create_upsampler",
     "register_upsampler",
 ]
 
 # Imported when they are first asked for: the command line reads the configs and must not load torch.
 _HOMES = {
-    "CARAFE": "carafe",
+    "Affine": "projection",
     "ByChannels": "composed",
-    "Cascade": "composed",
+    "CARAFE": "kernels.carafe",
     "CARAFEConfig": "configs",
-    "DySampleConfig": "configs",
-    "UpsamplerConfig": "configs",
+    "Cascade": "composed",
     "DySample": "dysample",
+    "DySampleConfig": "configs",
+    "FADE": "kernels.fade",
+    "FADEConfig": "configs",
+    "FADELiteConfig": "configs",
+    "FreqFusion": "kernels.freqfusion",
+    "FreqFusionConfig": "configs",
+    "LDAAQU": "kernels.lda_aqu",
+    "LDAAQUConfig": "configs",
     "Projection": "projection",
+    "SAPA": "kernels.sapa",
+    "SAPAConfig": "configs",
+    "UpsamplerConfig": "configs",
+    "create_upsampler": "registry",
     "register_upsampler": "registry",
 }
 

@@ -19,6 +19,11 @@ def make_cascaded(scale: Sequence[float], cascade: bool, make: Callable[[Any], n
     return Cascade(make(factor) for factor in factors) if len(factors) > 1 else make(scale)
 
 
+def keeps_step_0(config: Any) -> bool:
+    """Whether an upsampler with these options starts at the original resize. Chains of bilinear x2 do not."""
+    return config.init == "match" and not getattr(config, "cascade", False)
+
+
 def _cascade_factors(scale: Sequence[float]) -> list[int]:
     """x4 and x8 as the x2 steps the authors chained; any other ratio is one step."""
     if scale[0] == scale[1] and scale[0] in (4, 8):

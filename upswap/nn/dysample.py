@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import OptionError, ShapeError
 from ..plan.site import Site
 from .arguments import check_choice, plain, positive_int, scale_pair, target
-from .composed import make_cascaded
+from .composed import keeps_step_0, make_cascaded
 from .configs import DEFAULT_GROUPS, DySampleConfig, Init, Style, nominal_scale
 from .host_init import InitialisesItself
 from .projection import Projection, weights_of
@@ -449,9 +449,7 @@ class DySample(InitialisesItself, nn.Module):
         return ", ".join(parts)
 
 
-@register_upsampler(
-    "dysample", options=DySampleConfig, exact=lambda config: config.init == "match" and not config.cascade
-)
+@register_upsampler("dysample", options=DySampleConfig, exact=keeps_step_0)
 def _for_site(site: Site, config: DySampleConfig) -> nn.Module:
     def make(factor: Any) -> DySample:
         return DySample(

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .projection import Projection
+from .projection import KnownValues
 
 #: What transformers sets on a tensor that it loaded, and asks of a module before it initialises it.
 _FLAG = "_is_hf_initialized"
 
 
 class InitialisesItself:
-    """For an upsampler of `Projection`s: asked by transformers whether it is initialised, it makes sure that it is.
+    """For an upsampler of `KnownValues`: asked by transformers whether it is initialised, it makes sure that it is.
 
     So the host's `_init_weights`, whatever it does to the modules it is given, is never given an upsampler.
     """
@@ -32,9 +32,9 @@ class InitialisesItself:
 @torch.no_grad()
 def give_missing_values(upsampler: Any) -> None:
     """Initialise those tensors of an upsampler that were put into it without values; those that were loaded stay."""
-    projections = [module for module in upsampler.children() if isinstance(module, Projection)]
+    knowing = [module for module in upsampler.modules() if isinstance(module, KnownValues)]
     # Copies are as new to torch, but their values are known.
-    replaced = {id(tensor) for module in projections if module.was_changed() for tensor in module.parameters()}
+    replaced = {id(tensor) for each in knowing if each.was_changed() for tensor in each.parameters(recurse=False)}
     own = dict(upsampler.named_parameters())
     missing = {name for name, tensor in own.items() if id(tensor) in replaced and _was_never_written(tensor)}
     positions = any(_was_never_written(buffer) for buffer in upsampler.buffers())
@@ -46,8 +46,8 @@ def give_missing_values(upsampler: Any) -> None:
             tensor.copy_(value)
     elif positions:
         upsampler.reset_positions()
-    for module in projections:
-        if all(hasattr(parameter, _FLAG) for parameter in module.parameters()):
+    for module in knowing:
+        if all(hasattr(parameter, _FLAG) for parameter in module.parameters(recurse=False)):
             module.note_values()
 
 

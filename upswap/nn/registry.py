@@ -23,7 +23,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
@@ -31,30 +31,45 @@ from torch import nn
 from ..errors import OptionError
 from ..plan.plan import Plan
 from ..plan.site import Site
+from .arguments import positive_int, scale_pair
 from .composed import ByChannels
-from .configs import UpsamplerConfig, from_plain, option_types
+from .configs import Init, UpsamplerConfig, from_plain, option_types
+from .sampling.positions import Mode
 
 #: Makes the module for one site with the options that fit it.
-Factory = TypeVar("Factory", bound=Callable[[Site, Any], nn.Module])
+Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 
 #: The group of entry points that name modules which register an upsampler.
 ENTRY_POINTS = "upswap.upsamplers"
 
 #: upswap's own, and the modules whose import registers them.
-OWN = {"dysample": "dysample", "carafe": "carafe"}
+OWN = {
+    "dysample": "dysample",
+    "carafe": "kernels.carafe",
+    "lda_aqu": "kernels.lda_aqu",
+    "fade": "kernels.fade",
+    "fade-lite": "kernels.fade",
+    "sapa-b": "kernels.sapa",
+    "freqfusion": "kernels.freqfusion",
+}
 
 
 class _Registered(NamedTuple):
-    factory: Callable[[Site, Any], nn.Module]
+    factory: Callable[..., nn.Module]
     config: type[UpsamplerConfig]
     exact: bool | Callable[[Any], bool]
+    guided: bool
 
 
 _FACTORIES: dict[str, _Registered] = {}
 
 
 def register_upsampler(
-    name: str, *, options: type[UpsamplerConfig] = UpsamplerConfig, exact: bool | Callable[[Any], bool] = True
+    name: str,
+    *,
+    options: type[UpsamplerConfig] = UpsamplerConfig,
+    exact: bool | Callable[[Any], bool] = True,
+    guided: bool = False,
 ) -> Callable[[Factory], Factory]:
     """Decorator: make a factory known under a name.
 
@@ -64,6 +79,9 @@ def register_upsampler(
         exact: whether a model patched with it computes at step 0 what it did before, or from the options whether it does.
             `upswap convert` refuses to save a model that is declared so and is not. Of one that is not declared so it checks
             that it runs and that shapes and types are the same.
+        guided: whether its modules take a guide, the feature that their output is fused with, as `module(x, guide=feature)`.
+            The factory then gets the channels of that as a third argument. `upswap.create_upsampler` makes one; `patch` finds
+            no guides yet, and refuses it.
 
     Raises:
         OptionError: the name is taken.
@@ -73,7 +91,7 @@ def register_upsampler(
         if name in _FACTORIES:
             raise OptionError(f"an upsampler named {name!r} is registered already; choose another name")
         option_types(options)
-        _FACTORIES[name] = _Registered(factory, options, exact)
+        _FACTORIES[name] = _Registered(factory, options, exact, guided)
         return factory
 
     return register
@@ -138,8 +156,9 @@ def is_exact(plan: Plan) -> bool:
 def make_upsampler(site: Site, name: str) -> nn.Module:
     """The module for one site, with the options in `site.config`.
 
-    A site with several channel counts gets one for each. Raises `OptionError` as `make_config`.
+    A site with several channel counts gets one for each. Raises `OptionError` as `make_config` and `check_unguided`.
     """
+    check_unguided(name)
     factory = _registered(name).factory
     config = make_config(name, site.config)
 
@@ -149,6 +168,90 @@ def make_upsampler(site: Site, name: str) -> nn.Module:
     if not site.other_channels:
         return make(site)
     return ByChannels({one.channels: make(one) for one in by_channels(site)})
+
+
+def check_unguided(name: str) -> None:
+    """`OptionError` for an upsampler that takes a guide, which nothing gives it in a model that is patched."""
+    if _registered(name).guided:
+        others = ", ".join(own for own in OWN if not _registered(own).guided)
+        raise OptionError(
+            f"upsampler {name!r} takes a guide, the feature that its output is fused with, and patch finds no guides yet. Choose "
+            f"one without ({others}), or call the module that upswap.create_upsampler({name!r}, channels, guide_channels) "
+            "makes in the model's own code"
+        )
+
+
+def create_upsampler(
+    name: str,
+    channels: int,
+    guide_channels: int | None = None,
+    scale: float | Sequence[float] = 2,
+    init: Init = "match",
+    *,
+    mode: Mode = "bilinear",
+    align_corners: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """An upsampler by its name, for a model of your own.
+
+    Args:
+        name: "dysample", "carafe", "lda_aqu", "fade", "fade-lite", "sapa-b", "freqfusion", or of one that is registered or in an
+            installed package.
+        channels: of the map that is upsampled.
+        guide_channels: of the guide, for one that takes a guide; None for as many.
+        scale: the factor, or (vertical, horizontal) factors, at least 1.
+        init: "match" to start at the resize of `mode`, "paper" to start as published.
+        mode: the resize that it starts at: nearest, nearest-exact, area, bilinear or bicubic.
+        align_corners: of that resize.
+        options: those of the upsampler; docs/upsamplers.md has them.
+
+    Returns:
+        A module that is called as `module(x)`, `module(x, size=(h, w))` or `module(x, scale_factor=factor)`; one that takes a
+        guide as `module(x, guide=feature)`, with these arguments or without.
+
+    Raises:
+        OptionError: no upsampler has that name, or it has no such option, or not with such a value.
+
+    >>> import torch
+    >>> import upswap
+    >>> up = upswap.create_upsampler("fade", 64, guide_channels=32, gating=False)
+    >>> up(torch.randn(1, 64, 12, 16), guide=torch.randn(1, 32, 24, 32)).shape
+    torch.Size([1, 64, 24, 32])
+    """
+    registered = _registered(name)
+    if "init" in option_types(registered.config) or init != "match":
+        options = {**options, "init": init}
+    factors = tuple(map(float, scale_pair(scale)))
+    config = make_config(name, options)
+    site = Site(
+        name=name,
+        owner="",
+        owner_class="torch.nn.Upsample",
+        ordinal=0,
+        kind="feature",
+        op="module",
+        mode=mode,
+        align_corners=align_corners,
+        antialias=False,
+        sized_by="scale_factor",
+        scale=(factors[0], factors[1]),
+        fixed_ratio=True,
+        channels=positive_int("channels", channels),
+        other_channels=(),
+        in_shape=(),
+        out_shape=(),
+        dtype="float32",
+        calls=1,
+        location=None,
+    )
+    fitted, notes = config.fit(site)
+    if any(getattr(fitted, option) != getattr(config, option) for option in options):
+        raise OptionError(f"{name}: {'; '.join(notes)}. Give these options, or leave them out")
+    if registered.guided:
+        return registered.factory(site, fitted, site.channels if guide_channels is None else guide_channels)
+    if guide_channels is not None:
+        raise OptionError(f"upsampler {name!r} takes no guide: leave guide_channels out")
+    return registered.factory(site, fitted)
 
 
 def by_channels(site: Site) -> list[Site]:

@@ -13,8 +13,9 @@ from ..plan.site import Site
 from .configs import Shapes
 from .registry import config_class, imported_names, make_upsampler
 
-#: An upsampler's own tensors have names of one part or two: `init_pos`, `offset.weight`. One part more shows another module.
-_PARTS = 3
+#: An upsampler's own tensors have names of up to four parts: `init_pos`, `conv_offset.1.norm.weight`. One part more shows
+#: another module.
+_PARTS = 5
 
 
 def upsamplers_in(tensors: Mapping[str, torch.Tensor]) -> list[str]:

@@ -32,19 +32,20 @@ def scripted_as(source: Callable[..., Any]) -> Callable[[_Forward], _Forward]:
 def leaf(forward: _Forward) -> _Forward:
     """Make a module's forward, of `(self, x, size=None, scale_factor=None)`, a `call_module` in any FX trace.
 
+    One that takes a guide has it after these.
+
     FX's own rule is the package a class is defined in, which no tracer has upswap in: quantisation has a tracer of its own.
     """
 
     proxy = fx.Proxy  # names no global, as `scripted_as` may give it others
 
     @functools.wraps(forward)
-    def traced(self: Any, x: Any, size: Any = None, scale_factor: Any = None) -> Any:
+    def traced(self: Any, x: Any, size: Any = None, scale_factor: Any = None, **guided: Any) -> Any:
         if isinstance(x, proxy):
-            given = {
-                name: value for name, value in (("size", size), ("scale_factor", scale_factor)) if value is not None
-            }
+            given = {"size": size, "scale_factor": scale_factor, **guided}
+            given = {name: value for name, value in given.items() if value is not None}
             tracer: Any = x.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), given)
-        return forward(self, x, size, scale_factor)
+        return forward(self, x, size, scale_factor, **guided)
 
     return cast(_Forward, traced)

@@ -153,9 +153,9 @@ class Plan:
             raise PlanError(
                 f"this is not a plan upswap wrote: several sites are named {one_line(', '.join(repeated[:5]), 300)}"
             )
-        return dataclasses.replace(plan, options=_frozen_options(plan.options)).replace_sites(
-            dataclasses.replace(site, config=_frozen(site.config), settings=_frozen(site.settings))
-            for site in plan.sites
+        before = _BEFORE.get(plan.options.upsampler, {})
+        return dataclasses.replace(plan, options=_frozen_options(plan.options, before)).replace_sites(
+            _completed(site, before) for site in plan.sites
         )
 
     @classmethod
@@ -181,11 +181,20 @@ def check_schema(found: Any, what: str, version: Any) -> None:
     raise PlanError(f"{what} has schema {found!r:.60}, this upswap reads schema {PLAN_SCHEMA}: make the plan again")
 
 
-def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+#: What an option was before upsamplers had it. A plan has every option written out: one that it lacks is newer than the plan.
+_BEFORE: dict[str, dict[str, Any]] = {"carafe": {"init": "paper"}}
+
+
+def _frozen(values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has lists where options have tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in {**before, **values}.items()}
 
 
-def _frozen_options(options: Options) -> Options:
-    overrides = (dataclasses.replace(override, options=_frozen(override.options)) for override in options.overrides)
-    return dataclasses.replace(options, config=_frozen(options.config), overrides=tuple(overrides))
+def _completed(site: Site, before: Mapping[str, Any]) -> Site:
+    known = before if site.swap or site.config else {}
+    return dataclasses.replace(site, config=_frozen(site.config, known), settings=_frozen(site.settings, known))
+
+
+def _frozen_options(options: Options, before: Mapping[str, Any]) -> Options:
+    overrides = (dataclasses.replace(override, options=_frozen(override.options, {})) for override in options.overrides)
+    return dataclasses.replace(options, config=_frozen(options.config, before), overrides=tuple(overrides))

@@ -11,7 +11,7 @@ from torch import nn
 
 from .._version import __version__
 from ..errors import NothingToSwapError, OptionError, RewriteError
-from ..nn.registry import is_exact, make_config
+from ..nn.registry import check_unguided, is_exact, make_config
 from ..plan.plan import Options, Plan, by_owner
 from ..plan.site import Site
 from ..probe.callsites.class_code import CONTAINERS, asks_for_layers, runs_its_children, why_fixed
@@ -41,6 +41,7 @@ def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
     route can rewrite (it is kept, with the reason, otherwise).
     """
     make_config(options.upsampler, options.config)  # first: the name may be that of no upsampler
+    check_unguided(options.upsampler)
     found = survey(model, example_inputs, share=options.share_layers)
     chosen = select(found.sites, options)
     owners = _route_owners(model, chosen, found, options.strict)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from upswap.nn.carafe import CARAFE
+from upswap.nn import CARAFE
 from upswap.nn.dysample import DySample
 from upswap.nn.sampling import memory_format as layout
 from upswap.nn.sampling import positions as sampling

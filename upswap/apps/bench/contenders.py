@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ...errors import FilterError
-from ...nn.carafe import CARAFE
 from ...nn.configs import DEFAULT_GROUPS, Style
 from ...nn.dysample import DySample
+from ...nn.kernels.carafe import CARAFE
 from .reference import ReferenceDySample
 
 #: What the others are compared with.

@@ -91,7 +91,7 @@ _PATCH = [
     click.option(
         "--upsampler",
         metavar="NAME",
-        help="dysample, carafe (not exact at step 0), or an installed package's.  [default: dysample]",
+        help="dysample, carafe, lda_aqu, or an installed package's.  [default: dysample]",
     ),
     *_flags(DEFAULT),
     _SET,

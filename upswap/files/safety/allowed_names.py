@@ -44,11 +44,16 @@ from .value_forms import form_of
 UPSAMPLERS: tuple[str, ...] = (
     "upswap.integrations.ultralytics.DySample",
     "upswap.integrations.ultralytics.Mark",
+    "upswap.nn.Affine",
     "upswap.nn.ByChannels",
     "upswap.nn.CARAFE",
     "upswap.nn.Cascade",
     "upswap.nn.DySample",
+    "upswap.nn.FADE",
+    "upswap.nn.FreqFusion",
+    "upswap.nn.LDAAQU",
     "upswap.nn.Projection",
+    "upswap.nn.SAPA",
 )
 
 #: Packages whose classes are admitted, each cut down to the parts that models are made of.
