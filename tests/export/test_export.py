@@ -17,7 +17,7 @@ from torch import nn
 import tiny_host
 import upswap
 from deployed import IMAGES, Small, far, patched, randomise, sizes
-from upswap.errors import ExportError, OptionError, SaveError, UpswapWarning
+from upswap.errors import ExportError, InputError, OptionError, SaveError, UpswapWarning
 
 
 def run(path: Path, x: torch.Tensor, level: Any = None) -> np.ndarray:
@@ -109,10 +109,79 @@ def test_every_route_and_mode(tmp_path: Path) -> None:
         assert all(far(run(path, x), model(x)) < 2e-5 for x in sizes())
 
 
+class Two(Small):
+    """It leaves one of its inputs out."""
+
+    def forward(self, image: torch.Tensor, unused: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return super().forward(image) - super().forward(other)
+
+
 def test_simplified_by_onnxslim(tmp_path: Path) -> None:
-    done = upswap.export_onnx(patched(), tmp_path / "model.onnx", IMAGES, simplify=True, dynamic=False)
-    assert done.inputs == {"image": list(IMAGES.shape)}
-    assert far(run(tmp_path / "model.onnx", IMAGES), patched()(IMAGES)) < 1e-5
+    """Which drops inputs that are not used."""
+    inputs = (IMAGES, IMAGES + 1, IMAGES.flip(0) * 2)
+    model = upswap.patch(Two().eval(), inputs)
+    randomise(model)
+    done = upswap.export_onnx(model, tmp_path / "model.onnx", inputs, simplify=True, dynamic=False)
+    assert done.inputs == {"image": list(IMAGES.shape), "other": list(IMAGES.shape)}
+    assert done.error is not None
+    assert done.error < 1e-5
+
+
+SLOW = [pytest.param(form, marks=pytest.mark.slow) for form in ("half", "int8")]
+
+
+@pytest.mark.parametrize("form", ["float32", *SLOW])
+def test_weights_that_are_too_many_for_one_file(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from upswap.export import graph as graphs
+
+    monkeypatch.setattr(graphs, "LARGEST", 100)
+    asked: dict[str, Any] = {"float32": {}, "half": {"half": True}, "int8": {"int8": [IMAGES]}}[form]
+    wide = upswap.patch(Wide().eval(), IMAGES)
+    done = upswap.export_onnx(wide, tmp_path / "net.onnx", IMAGES, dynamic=False, **asked)
+    assert done.weights == tmp_path / "net.onnx.data"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
+    assert (tmp_path / "net.onnx.data").stat().st_size > 64 * 64
+    assert done.error is not None
+    moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
+    assert far(run(moved / "net.onnx", IMAGES), wide(IMAGES)) < {"float32": 1e-5, "half": 1e-2, "int8": 0.2}[form]
+
+
+class Wide(Small):
+    """Weights that are worth a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 1)
+
+
+def test_a_model_in_another_precision(tmp_path: Path) -> None:
+    model = copy.deepcopy(patched()).bfloat16()
+    with pytest.warns(UpswapWarning, match="Small has parameters of bfloat16: it is exported in float32"):
+        done = upswap.export_onnx(model, tmp_path / "net.pt2", IMAGES.bfloat16(), target="torch-export")
+    assert done.error is not None
+    assert done.error < 1e-5
+    program = torch.export.load(done.path)
+    assert far(program.module()(IMAGES)[0], model.float()(IMAGES)) < 1e-5
+
+
+class Scaled(Small):
+    """A number for each image."""
+
+    def forward(self, image: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return super().forward(image) * scale.view(-1, 1, 1, 1)
+
+
+def test_what_belongs_to_an_image_is_open_with_it(tmp_path: Path) -> None:
+    inputs = (IMAGES[:1], torch.tensor([2]))
+    model = upswap.patch(Scaled().eval(), inputs)
+    done = upswap.export_onnx(model, tmp_path / "net.pt2", inputs, target="torch-export")
+    assert {row.shapes.rpartition(" ")[2] for row in done.checked} == {"1", "2"}
+    assert done.inputs["image"][0] == done.inputs["scale"][0] != 1
+
+
+def test_inputs_that_the_model_does_not_take(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"Small ran on none of the inputs tried(.|\n)*2x2x6x5: .*channels"):
+        upswap.export_onnx(patched(), tmp_path / "net.onnx", IMAGES[:, :2])
 
 
 @pytest.mark.parametrize(
