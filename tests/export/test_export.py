@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ import tiny_host
 import upswap
 from deployed import IMAGES, Small, far, patched, randomise, sizes
 from upswap.errors import ExportError, InputError, OptionError, SaveError, UpswapWarning
+from upswap.nn.sampling.samplers import SamplerName
 
 
 def run(path: Path, x: torch.Tensor, level: Any = None) -> np.ndarray:
@@ -107,6 +108,46 @@ def test_every_route_and_mode(tmp_path: Path) -> None:
         path = tmp_path / f"{sampler}.onnx"
         upswap.export_onnx(model, path, IMAGES, sampler=sampler)
         assert all(far(run(path, x), model(x)) < 2e-5 for x in sizes())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [19, 20, 21, 23])
+def test_every_sampler_at_other_opsets(opset: int, tmp_path: Path) -> None:
+    model = near()
+    for sampler in get_args(SamplerName):
+        path = tmp_path / f"{sampler}.onnx"
+        done = upswap.export_onnx(model, path, IMAGES, opset=opset, sampler=sampler, calibration=[IMAGES])
+        assert done.opset == opset == next(o.version for o in onnx.load(path).opset_import if not o.domain)
+        assert done.error is not None
+        assert done.error < 1e-5
+        assert far(run(path, IMAGES), model(IMAGES)) < 1e-5
+
+
+# torch announces the end of this exporter, and warns of every size that a trace asks for
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
+)
+@pytest.mark.parametrize("opset", [16, pytest.param(17, marks=pytest.mark.slow)])
+def test_every_sampler_by_the_older_exporter(opset: int, tmp_path: Path) -> None:
+    """Which alone writes opsets below 18: an exporter of one's own, with `exportable`."""
+    model = near()
+    for sampler in get_args(SamplerName):
+        made = upswap.exportable(model, sampler=sampler, calibration=[IMAGES])
+        path = tmp_path / f"{sampler}.onnx"
+        axes = {"image": {0: "batch", 2: "height", 3: "width"}}
+        names = {"input_names": ["image"], "output_names": ["out"]}
+        torch.onnx.export(made, (IMAGES,), path, dynamo=False, opset_version=opset, dynamic_axes=axes, **names)
+        for x in sizes() if sampler != "window" else [IMAGES, IMAGES[:1]]:
+            assert far(run(path, x), model(x)) < 1e-5
+
+
+def near() -> nn.Module:
+    """Offsets that a window reaches."""
+    model = copy.deepcopy(patched())
+    with torch.no_grad():
+        for parameter in upswap.parameters(model):
+            parameter.mul_(0.2)
+    return model
 
 
 class Two(Small):
@@ -201,10 +242,7 @@ def test_other_targets(target: str, tmp_path: Path) -> None:
 
 
 def test_a_window_reaches_as_far_as_the_calibration_asks(tmp_path: Path) -> None:
-    model = copy.deepcopy(patched())
-    with torch.no_grad():
-        for parameter in upswap.parameters(model):
-            parameter.mul_(0.2)
+    model = near()
     path = tmp_path / "model.onnx"
     with pytest.raises(OptionError, match="needs calibration"):
         upswap.export_onnx(model, path, IMAGES, sampler="window")
