@@ -190,12 +190,38 @@ def simplified(graph: onnx.ModelProto) -> onnx.ModelProto:
 def in_half(graph: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
     """In float16, inputs and outputs and the nodes named `kept` in float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     with tempfile.TemporaryDirectory() as folder:
         # Of a large graph shapes are inferred in files alone.
         source = str(save(graph, Path(folder, "model.onnx"))[-1]) if is_large(graph) else graph
         made: onnx.ModelProto = convert_float_to_float16(source, keep_io_types=True, node_block_list=list(kept))
+    _straighten(made.graph)
+    OnnxModel(made).topological_sort()  # the converter adds what it adds at the end
     return made
+
+
+def _straighten(graph: onnx.GraphProto) -> None:
+    """Take out the casts that the converter adds to what stays float32: to float16 and back, and of float32 weights."""
+    import onnx
+
+    def casts(to: int) -> dict[str, str]:
+        return {
+            node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast" and node.attribute[0].i == to
+        }
+
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    down, up = casts(onnx.TensorProto.FLOAT16), casts(onnx.TensorProto.FLOAT)
+    exact = {name: down.get(source, source) for name, source in up.items() if source in down or source in weights}
+    for node in graph.node:
+        node.input[:] = [exact.get(name, name) for name in node.input]
+    for made in (up, down):
+        used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        for node in [node for node in graph.node if node.output[0] in made and node.output[0] not in used]:
+            graph.node.remove(node)
+    there = {name for node in graph.node for name in node.output}
+    for value in [value for value in graph.value_info if value.name not in there]:
+        graph.value_info.remove(value)
 
 
 def in_int8(graph: onnx.ModelProto, kept: Iterable[str], batches: Sequence[Sequence[Tensor]]) -> onnx.ModelProto:
