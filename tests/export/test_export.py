@@ -101,6 +101,22 @@ def test_coordinates_stay_float(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_wide_map_in_half(target: str, tmp_path: Path) -> None:
+    """Where a coordinate that is rounded to float16 is off by a quarter of a pixel."""
+    x = torch.randn(1, 3, 6, 700, generator=torch.Generator().manual_seed(0))
+    small = Small()
+    small.up = nn.Upsample(scale_factor=3, mode="bilinear")
+    model = upswap.patch(small.eval(), x)
+    randomise(model)
+    path = tmp_path / f"model{'.xml' if target == 'openvino' else '.onnx'}"
+    done = upswap.export_onnx(model, path, x, target=target, half=True, dynamic=False)
+    assert done.error is not None
+    assert done.unpatched_error is not None
+    assert done.error < 5 * done.unpatched_error < 3e-3
+
+
+@pytest.mark.slow
 def test_every_route_and_mode(tmp_path: Path) -> None:
     """Resizes that are layers, in helpers, in loops, on the graph route; align_corners, nearest and bicubic."""
     model = upswap.patch(tiny_host.tiny(), IMAGES, kinds=upswap.KINDS)

@@ -50,11 +50,11 @@ def make(
         file: the name of an ONNX file, in an empty folder: such a file names the one of its weights. Others are renamed at will.
         data: for "int8", the inputs whose ranges are taken.
     """
-    half, folder = options.form == "half", file.parent
+    folder = file.parent
     if options.by_onnx:
         graph = _graph(flat, tensors, options, data)
         if options.target.name == "openvino":
-            files = runtimes.write_openvino(graph, folder, half=half)
+            files = runtimes.write_openvino(graph, folder)
             return Made(files, runtimes.run_openvino(files[-1], flat.input_names), graphs.shapes(graph), graph)
         files = graphs.save(graph, file)
         return Made(files, runtimes.run_onnx(files[-1], flat.input_names), graphs.shapes(graph), graph)
@@ -76,7 +76,8 @@ def make(
             files = runtimes.write_ncnn(flat, tensors, folder)
             return Made(files, runtimes.run_ncnn(files[-1]), fixed)
         case "coreml":
-            return Made(runtimes.write_coreml(flat, tensors, folder, half=half), None, fixed)  # macOS alone runs it
+            files = runtimes.write_coreml(flat, tensors, folder, half=options.form == "half")
+            return Made(files, None, fixed)  # macOS alone runs it
         case other:
             raise ValueError(f"nothing here writes files of {other}")
 
@@ -89,7 +90,7 @@ def _graph(
     kept = graphs.name_coordinates(graph, upsampler_paths(flat.model))
     if options.simplify:
         graph = graphs.simplified(graph)
-    if options.form == "half" and options.target.writes_onnx:
+    if options.form == "half":
         graph = graphs.in_half(graph, kept)
     elif options.form == "int8":
         graph = graphs.in_int8(graph, kept, data)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..nn import dysample
 from .flat import Flat
 from .graph import quiet, save, with_open_sizes
 
@@ -39,13 +40,13 @@ def run_onnx(file: Path, inputs: Sequence[str]) -> Run:
     return run
 
 
-def write_openvino(graph: onnx.ModelProto, folder: Path, *, half: bool) -> list[Path]:
-    """An .xml and its .bin."""
+def write_openvino(graph: onnx.ModelProto, folder: Path) -> list[Path]:
+    """An .xml and its .bin, in the graph's own precision: its compression to float16 would round coordinates too."""
     import openvino
 
     with tempfile.TemporaryDirectory() as temporary:
         source = save(graph, Path(temporary, "model.onnx"))[-1]
-        openvino.save_model(openvino.convert_model(source), folder / "model.xml", compress_to_fp16=half)
+        openvino.save_model(openvino.convert_model(source), folder / "model.xml", compress_to_fp16=False)
     return [folder / "model.bin", folder / "model.xml"]
 
 
@@ -144,12 +145,17 @@ def run_executorch(file: Path) -> Run:
 
 
 def write_coreml(flat: Flat, tensors: Sequence[Tensor], folder: Path, *, half: bool) -> list[Path]:
-    """An .mlpackage, an ML program."""
+    """An .mlpackage, an ML program; in `half`, what upsamplers compute stays float32."""
     import coremltools
+    from coremltools.converters.mil.mil.scope import ScopeSource
+
+    def elsewhere(operation: Any) -> bool:
+        return dysample.__file__ not in str(operation.scopes.get(ScopeSource.EXIR_STACK_TRACE))
 
     with quiet():
         program = torch.export.export(flat, tuple(tensors)).run_decompositions({})
-        precision = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32
+        halved = coremltools.transform.FP16ComputePrecision(op_selector=elsewhere)
+        precision = halved if half else coremltools.precision.FLOAT32
         made = coremltools.convert(program, convert_to="mlprogram", compute_precision=precision)
         made.save(str(folder / "model.mlpackage"))
     return [folder / "model.mlpackage"]
