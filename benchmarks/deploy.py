@@ -2,10 +2,11 @@
 
     python benchmarks/deploy.py [--model unet --model fpn] [--target onnxruntime] [--rounds 15] [--json rows.jsonl]
 
-Offsets are random, of some pixels: a file that leaves them out would be far off. A row a model and target: whether the unpatched
-and the patched model are right, the larger error of three inputs, nodes of the ONNX graph, and the time of the patched file over
-that of the unpatched one in the same runtime, one thread, interleaved, the median and the quartiles of the rounds. A row that is
-there already in the file of --json is not made again. Exits with 1 where an unpatched model is right and the patched one is not.
+Offsets are random, of four pixels at most: a file that leaves them out would be far off. A row a model and target: whether
+the unpatched and the patched model are right, the larger error of three inputs, nodes of the ONNX graph, and the time of the
+patched file over that of the unpatched one in the same runtime, one thread, interleaved, the median and the quartiles of the
+rounds. A row that is there already in the file of --json is not made again. Exits with 1 where an unpatched model is right
+and the patched one is not.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from upswap.export.targets import OPSET, TARGETS, Target, check_installed, sampl
 from upswap.probe.inputs.inputs import as_inputs
 
 SIZE = (2, 3, 128, 160)
+
+#: Pixels of the map, of the largest offset of every upsampler.
+FARTHEST = 4.0
 
 
 def smp_model(name: str, **options: Any) -> Callable[[], nn.Module]:
@@ -90,7 +94,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def pair(build: Callable[[], nn.Module], size: tuple[int, ...] = SIZE) -> tuple[nn.Module, nn.Module, torch.Tensor]:
-    """A model as it was, and patched with random offsets of some pixels."""
+    """A model as it was, and patched with random offsets, the largest of `FARTHEST`."""
     torch.manual_seed(0)
     x = torch.randn(size)
     original = build().train()
@@ -99,11 +103,22 @@ def pair(build: Callable[[], nn.Module], size: tuple[int, ...] = SIZE) -> tuple[
             original(x)
     original.eval()
     patched = upswap.patch(copy.deepcopy(original), x)
+    handles = [module.register_forward_pre_hook(randomised) for module in upswap.upsamplers(patched).values()]
     with torch.no_grad():
-        for module in upswap.upsamplers(patched).values():
-            for parameter in module.parameters():
-                parameter.normal_(0, 0.1)
+        patched(x)  # each as it is reached, so that its input is what the ones before it give
+    for handle in handles:
+        handle.remove()
     return original, patched, x
+
+
+def randomised(module: Any, args: tuple[Any, ...]) -> None:
+    """Give an upsampler offsets."""
+    base = module.points(*args)
+    for parameter in module.parameters():
+        parameter.normal_()
+    moved = max(float((new - old).abs().max()) for new, old in zip(module.points(*args), base, strict=True))
+    for parameter in module.parameters():
+        parameter.mul_(FARTHEST / moved)
 
 
 def flat_of(model: nn.Module, target: Target, x: torch.Tensor, sampler: str) -> Flat:
@@ -119,7 +134,7 @@ def flat_of(model: nn.Module, target: Target, x: torch.Tensor, sampler: str) -> 
 def result(model: nn.Module, options: ExportOptions, x: torch.Tensor, folder: Path) -> tuple[Made | None, float, str]:
     """The files, the largest error, and what went wrong."""
     try:
-        made = make(flat_of(model, options.target, x, options.sampler), [x], options, folder)
+        made = make(flat_of(model, options.target, x, options.sampler), [x], options, folder / "model.onnx")
     except Exception as error:  # noqa: BLE001 - a row of the table, whatever an exporter raises
         return None, float("nan"), f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
     if made.run is None:
@@ -166,6 +181,7 @@ def row(name: str, target: Target, sampler: str, rounds: int) -> dict[str, Any]:
             "nodes": [
                 None if made is None or made.graph is None else len(made.graph.graph.node) for made in (first, second)
             ],
+            "offset": FARTHEST,
             "ratio": timed,
             "ran_in": target.name if target.runs_here else "onnxruntime" if target.writes_onnx else None,
         }

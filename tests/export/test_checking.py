@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from deployed import IMAGES, patched
-from upswap.export.checking import allowed, compared, inputs_to_check
+from upswap.export.checking import allowed, compared, first_images, image_count, inputs_to_check
 from upswap.export.flat import Flat
 from upswap.probe.inputs.inputs import as_inputs
 
@@ -22,6 +22,21 @@ def test_three_sizes_where_sizes_are_open() -> None:
     found = inputs_to_check(flat(patched()), as_inputs(IMAGES), dynamic=False)
     assert [row[0].shape for row in found] == [IMAGES.shape] * 3
     assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_what_belongs_to_an_image_goes_with_it() -> None:
+    inputs = as_inputs((IMAGES, torch.tensor([3, 4]), torch.zeros(5)))
+    assert image_count(inputs) == 2
+    assert [len(tensor) for tensor in first_images(inputs).tensors()] == [1, 1, 5]
+    assert image_count(as_inputs(torch.zeros(2, 7))) is None
+
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return x * scale.view(-1, 1, 1, 1)
+
+    inputs = as_inputs((IMAGES, torch.tensor([3, 4])))
+    found = inputs_to_check(Flat(Scaled(), inputs), inputs, dynamic=True)
+    assert {(len(x), len(scale)) for x, scale in found} == {(1, 1), (2, 2)}
 
 
 def test_sizes_that_the_model_refuses_are_not_asked_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -48,3 +49,23 @@ def test_a_model_without_outputs() -> None:
 
     with pytest.raises(InputError, match="Nothing gives no tensor to export"):
         Flat(Nothing(), as_inputs(torch.ones(1))).name_outputs([torch.ones(1)])
+
+
+@dataclasses.dataclass
+class Maps:
+    first: torch.Tensor
+    rest: list[torch.Tensor] | None = None
+    name: str = ""
+
+
+def test_dataclasses_are_structures() -> None:
+    class Doubles(nn.Module):
+        def forward(self, maps: Maps) -> list[Maps]:
+            assert maps.rest is not None
+            return [Maps(2 * maps.first), Maps(maps.rest[0], [maps.first], maps.name)]
+
+    flat = Flat(Doubles(), as_inputs((Maps(torch.ones(1), [torch.zeros(1)]),)))
+    assert flat.input_names == ["maps_first", "maps_rest_0"]
+    flat.name_outputs([torch.ones(1), torch.zeros(1)])
+    assert flat.output_names == ["output_0_first", "output_1_first", "output_1_rest_0"]
+    assert [tensor.item() for tensor in flat(torch.ones(1), torch.zeros(1))] == [2, 0, 1]

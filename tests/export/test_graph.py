@@ -58,7 +58,10 @@ def test_a_scope_is_not_the_beginning_of_another() -> None:
 def test_open_sizes_have_names_a_reader_knows() -> None:
     graph = graph_of([])
     name_sizes(graph)
-    assert shapes(graph) == [["batch", 3, "height", "width"], ["batch", 1, "mask_height", "width"]]
+    assert shapes(graph) == {
+        "image": ["batch", 3, "height", "width"],
+        "mask": ["batch", 1, "mask_height", "width"],
+    }
     assert [side.dim_param or side.dim_value for side in graph.graph.output[0].type.tensor_type.shape.dim] == [
         "batch", 3, "2*height", "width + mask_height",
     ]  # fmt: skip

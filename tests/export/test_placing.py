@@ -36,6 +36,16 @@ def test_files_and_their_weights(name: str, tmp_path: Path) -> None:
     place(files, target, force=True)
 
 
+def test_weights_beside_a_graph(tmp_path: Path) -> None:
+    target = tmp_path / "net.onnx"
+    place(made(tmp_path / "made", "w", "m"), target)
+    assert (target.read_text(), (tmp_path / "net.onnx.data").read_text()) == ("new m", "new w")
+    target.unlink()
+    with pytest.raises(SaveError, match=r"net\.onnx\.data exists already"):
+        place(made(tmp_path / "made", "w", "m"), target)
+    assert not target.exists()
+
+
 def test_a_folder(tmp_path: Path) -> None:
     target = tmp_path / "net.mlpackage"
     made(tmp_path / "made", "a")

@@ -22,3 +22,21 @@ def test_a_file_of_a_runtime(target: str, tmp_path: Path, capfd: pytest.CaptureF
         assert done.error is not None
         assert done.error < 1e-5
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_core_ml_computes_coordinates_in_float32(tmp_path: Path) -> None:
+    coremltools = pytest.importorskip("coremltools")
+    path = tmp_path / "net.mlpackage"
+    upswap.export_onnx(patched(), path, IMAGES, target="coreml", half=True)
+    program = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec().mlProgram
+    (block,) = program.functions["main"].block_specializations.values()
+    types = {
+        (each.type, value.type.tensorType.dataType)
+        for each in block.operations
+        for value in each.outputs
+        if each.type in ("conv", "pixel_shuffle", "resample", "add", "mul")
+    }
+    halves, floats = 10, 11  # of Core ML's MIL.proto
+    assert {kind for kind, number in types if number == halves} == {"conv"}
+    assert {kind for kind, number in types if number == floats} == {"conv", "pixel_shuffle", "resample", "add", "mul"}

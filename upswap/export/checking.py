@@ -47,10 +47,21 @@ def inputs_to_check(flat: Flat, inputs: Inputs, *, dynamic: bool) -> list[list[T
     for larger in wanted:
         tensors = larger.tensors()
         if len(tensors) == len(found[0]) and _runs(flat, tensors):
-            found.append([tensor[:1] if tensor.dim() >= 4 and len(found) == 2 else tensor for tensor in tensors])
+            found.append(first_images(larger).tensors() if len(found) == 2 else tensors)
     while len(found) < 3:
         found.append([other(tensor) for tensor in found[0]])
     return [tensors for tensors in found if _runs(flat, tensors)]
+
+
+def image_count(inputs: Inputs) -> int | None:
+    """The size of the batch, None where there is none."""
+    return next((len(tensor) for tensor in inputs.tensors() if tensor.dim() >= 4), None)
+
+
+def first_images(inputs: Inputs) -> Inputs:
+    """The inputs with one image, and what belongs to it: of every tensor that is as long as the batch, the first."""
+    count = image_count(inputs)
+    return inputs.map(lambda tensor: tensor[:1] if tensor.shape[:1] == (count,) else tensor)
 
 
 def _runs(flat: Flat, tensors: Sequence[Tensor]) -> bool:

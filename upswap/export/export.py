@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, UpswapWarning
-from ..probe.inputs.infer import example_inputs_for
+from ..probe.inputs.infer import Candidate, candidates
 from ..probe.inputs.inputs import Inputs, as_inputs
+from ..probe.observe import first_that_runs
 from ..surgery.apply import is_patched, undo
 from ..surgery.wrappers import patched_models, unwrapped
 from .calibration import batches
-from .checking import Checked, allowed, compared, inputs_to_check
+from .checking import Checked, allowed, compared, first_images, image_count, inputs_to_check
 from .exportable import choose
 from .flat import Flat
 from .making import Made, make
 from .options import ExportOptions, form_of
-from .placing import check_place, place
+from .placing import check_place, place, weights_of
 from .runtimes import Run
 from .targets import OPSET, target_named
 
@@ -36,7 +37,9 @@ class Exported:
     """What `export_onnx` wrote, and how it compared with the model."""
 
     path: Path
-    """The file; others that belong to it stand beside it."""
+    """The file."""
+    weights: Path | None
+    """The file beside it that has its weights: of OpenVINO, ncnn, and ONNX graphs of 2 GB or more."""
     target: str
     """The runtime."""
     sampler: str
@@ -115,14 +118,14 @@ def export_onnx(
     path = Path(path)
     chosen.refuse_misfits(path)
     check_place(path, force=force)
-    host = copy.deepcopy(unwrapped(model)).eval().cpu()
-    inputs = as_inputs(example_inputs) if example_inputs is not None else example_inputs_for(host)
+    host = _in_float32(copy.deepcopy(unwrapped(model)).eval().cpu())
+    inputs = _inputs(host, example_inputs)
     if not chosen.target.batches:
-        inputs = inputs.map(lambda tensor: tensor[:1] if tensor.dim() >= 4 else tensor)
+        inputs = first_images(inputs)
     elif chosen.open_sizes:
         inputs = _with_a_batch(host, inputs)
     with tempfile.TemporaryDirectory() as folder:
-        files, done = _Export(chosen, host, inputs, Path(folder), progress).carry_out(path)
+        files, done = _Export(chosen, host, inputs, Path(folder, path.name), progress).carry_out(path)
         with progress("writing"):
             place(files, path, force=force)
     return done
@@ -136,20 +139,20 @@ class _Export:
         options: ExportOptions,
         host: nn.Module,
         inputs: Inputs,
-        folder: Path,
+        file: Path,
         progress: Callable[[str], AbstractContextManager[Any]],
     ) -> None:
-        self.options, self.host, self.inputs, self.folder, self.progress = options, host, inputs, folder, progress
+        self.options, self.host, self.inputs, self.file, self.progress = options, host, inputs, file, progress
         self.patched = any(map(is_patched, host.modules()))
         self.tensors = inputs.tensors()
         self.reference = self._flat(host)
         given = options.int8
-        self.data = [] if given is None else batches(given, self.reference, self.tensors)
+        self.data = [] if given is None else self._batches(given, fixed=not options.open_sizes)
 
     def carry_out(self, path: Path) -> tuple[list[Path], Exported]:
-        """The files in `folder`, and what is to be told of them; `ExportError` where that fails or they are wrong."""
+        """The files, and what is to be told of them; `ExportError` where that fails or they are wrong."""
         options = self.options
-        model = copy.deepcopy(self.host)
+        model = _of_the_same_weights(self.host)
         choose(model, options.target, options.sampler, self._window_data())
         flat = self._flat(model)
         with self.progress(f"exporting {type(self.host).__name__} for {options.target.name}"):
@@ -163,30 +166,26 @@ class _Export:
             with self.progress("checking"):
                 checked = self._checked(made.run, unpatched)
         if options.open_sizes:
-            self._tell_fixed(made.shapes)
+            self._tell_fixed(made.inputs)
         return made.files, Exported(
             path=path,
+            weights=weights_of(path) if len(made.files) > 1 else None,
             target=options.target.name,
             sampler=options.sampler,
             form=options.form,
             opset=options.opset if options.target.writes_onnx else None,
             nodes=None if made.graph is None else len(made.graph.graph.node),
-            inputs=dict(zip(flat.input_names, made.shapes, strict=True)),
+            inputs=made.inputs,
             outputs=flat.output_names,
             checked=checked,
             unpatched_error=unpatched,
             ran_in=None if not checked else options.target.name if options.target.runs_here else "onnxruntime",
         )
 
-    def _tell_fixed(self, shapes: Sequence[Sequence[int | str]]) -> None:
+    def _tell_fixed(self, inputs: Mapping[str, Sequence[int | str]]) -> None:
         """Warn of batches and images whose sizes were to be open, and are not."""
-        for name, shape, tensor in zip(self.reference.input_names, shapes, self.tensors, strict=True):
-            fixed = [
-                axis
-                for axis in (0, tensor.dim() - 2, tensor.dim() - 1)
-                if tensor.dim() >= 4 and type(shape[axis]) is int
-            ]
-            if fixed:
+        for name, shape in inputs.items():
+            if len(shape) >= 4 and any(type(shape[axis]) is int for axis in (0, -2, -1)):
                 what = "x".join(map(str, shape))
                 message = f"{name} is {what} in the file: the model's own code ties it to a size there"
                 warnings.warn(UpswapWarning(message), stacklevel=4)
@@ -196,9 +195,12 @@ class _Export:
         flat.name_outputs([tensor.clone() for tensor in self.tensors])
         return flat
 
+    def _batches(self, given: Any, *, fixed: bool = False) -> list[list[Tensor]]:
+        return batches(given, self.reference, self.tensors, fixed=fixed)
+
     def _window_data(self) -> list[Inputs] | None:
         given = self.options.window_data if self.options.window_data is not None else self.options.int8
-        return None if given is None else [self._inputs_of(row) for row in batches(given, self.reference, self.tensors)]
+        return None if given is None else [self._inputs_of(row) for row in self._batches(given)]
 
     def _inputs_of(self, tensors: Sequence[Tensor]) -> Inputs:
         waiting = iter(tensors)
@@ -207,7 +209,7 @@ class _Export:
     def _make(self, flat: Flat) -> Made:
         """`make`, or an `ExportError` that says whether the unpatched model can be exported."""
         try:
-            return make(flat, self.tensors, self.options, self.folder, self.data)
+            return make(flat, self.tensors, self.options, self.file, self.data)
         except Exception as error:
             raise ExportError(
                 f"{self.options.target.name} cannot be given this {type(self.host).__name__}: "
@@ -222,10 +224,15 @@ class _Export:
             return tuple(rows)
         measure = "of the standard deviation (rms)" if self.options.form == "int8" else "of the largest output"
         what = wrong.problem or f"it is {wrong.error:.1e} {measure} away, and {limit:.0e} is allowed"
+        coarse = (
+            ""
+            if self.options.form == "float32"
+            else "Points move with the rounding of the maps, and check=False (--no-check) writes it all the same. "
+        )
         simplified = "Leave simplify out: onnxslim may have changed the graph. " if self.options.simplify else ""
         raise ExportError(
             f"the file for {self.options.target.name} does not compute what the model does at {wrong.shapes}: {what}; nothing "
-            f"was written. {simplified}{self._whose()}"
+            f"was written. {simplified}{coarse}{self._whose()}"
         )
 
     def _whose(self) -> str:
@@ -242,12 +249,12 @@ class _Export:
 
     def _unpatched(self) -> list[Checked] | None:
         """The unpatched model by the same way: how it compares with itself, None where it cannot be exported."""
-        original = copy.deepcopy(self.host)
+        original = _of_the_same_weights(self.host)
         for part in patched_models(original).values():
             undo(part)
         flat = self._flat(original)
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Exception):
-            made = make(flat, self.tensors, self.options, Path(folder), self.data)
+            made = make(flat, self.tensors, self.options, Path(folder, self.file.name), self.data)
             return [] if made.run is None else self._rows(flat, made.run)
         return None
 
@@ -260,11 +267,35 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
+def _in_float32(model: nn.Module) -> nn.Module:
+    """The model, with its parameters in float32: runtimes on a CPU have no others, and half is a matter of the file."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    others = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - {torch.float32})
+    if not others:
+        return model
+    message = f"{type(model).__name__} has parameters of {', '.join(others)}: it is exported in float32"
+    warnings.warn(UpswapWarning(message), stacklevel=3)
+    return model.float()
+
+
+def _of_the_same_weights(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters: those of a large model are gigabytes."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def _inputs(model: nn.Module, given: Any) -> Inputs:
+    """What the model is run on; `InputError` where it does not run."""
+    if given is None:
+        return first_that_runs(model, candidates(model)).inputs
+    inputs = as_inputs(given).map(lambda x: x.detach().to("cpu", torch.float32 if x.is_floating_point() else x.dtype))
+    return first_that_runs(model, [Candidate(inputs, 0)]).inputs
+
+
 def _with_a_batch(model: nn.Module, inputs: Inputs) -> Inputs:
     """The inputs with two images where they have one: an exporter takes a size of 1 for a constant. As given where that fails."""
-    if any(tensor.dim() < 4 or len(tensor) != 1 for tensor in inputs.tensors()):
+    if image_count(inputs) != 1:
         return inputs
-    twice = inputs.map(lambda tensor: torch.cat((tensor, tensor.flip(-1))))
+    twice = inputs.map(lambda tensor: torch.cat((tensor, tensor.flip(-1))) if tensor.shape[:1] == (1,) else tensor)
     with contextlib.suppress(Exception), torch.no_grad():  # a model may take one image alone
         own = twice.copied()
         model(*own.args, **own.kwargs)

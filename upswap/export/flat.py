@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,32 +22,38 @@ class Flat(nn.Module):
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.model = model
-        bound = _bound(model, inputs)
-        leaves, self._spec = pytree.tree_flatten_with_path((inputs.args, inputs.kwargs))
-        self._constants = [None if isinstance(leaf, Tensor) else leaf for _, leaf in leaves]
-        self._places = [place for place, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor)]
-        self.input_names = _distinct([_input_name(path, bound) for path, leaf in leaves if isinstance(leaf, Tensor)])
+        self._inputs = inputs
+        arguments = (*zip(_bound(model, inputs), inputs.args, strict=True), *inputs.kwargs.items())
+        self.input_names = _distinct([name for argument in arguments for name, _ in _named_tensors(*argument)])
         self.output_names: list[str] = []
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The output's tensors in the order of its structure."""
-        return tuple(leaf for leaf in pytree.tree_leaves(self._run(tensors)) if isinstance(leaf, Tensor))
+        return tuple(tensor for _, tensor in _named_tensors("", self._run(tensors)))
 
     def _run(self, tensors: Sequence[Tensor]) -> Any:
-        leaves = list(self._constants)
-        for place, tensor in zip(self._places, tensors, strict=True):
-            leaves[place] = tensor
-        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        return self.model(*args, **kwargs)
+        waiting = iter(tensors)
+        given = self._inputs.map(lambda _: next(waiting))
+        return self.model(*given.args, **given.kwargs)
 
     @torch.no_grad()
     def name_outputs(self, tensors: Sequence[Tensor]) -> None:
         """Run once, and name the outputs by their places in what the model gives."""
-        found, _ = pytree.tree_flatten_with_path(self._run(tensors))
-        names = [_plain(pytree.keystr(path)) or "output" for path, leaf in found if isinstance(leaf, Tensor)]
+        names = [name or "output" for name, _ in _named_tensors("", self._run(tensors))]
         if not names:
             raise InputError(f"{type(self.model).__name__} gives no tensor to export")
         self.output_names = _distinct([f"output_{name}" if name[0].isdigit() else name for name in names])
+
+
+def _named_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in `value`, of dataclasses too, and names for them by their places."""
+    for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+        place = f"{name}{pytree.keystr(path)}"
+        if isinstance(leaf, Tensor):
+            yield re.sub(r"\W+", "_", place).strip("_"), leaf
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            for field in dataclasses.fields(leaf):
+                yield from _named_tensors(f"{place}.{field.name}", getattr(leaf, field.name, None))
 
 
 def _bound(model: nn.Module, inputs: Inputs) -> list[str]:
@@ -56,16 +63,6 @@ def _bound(model: nn.Module, inputs: Inputs) -> list[str]:
     except (TypeError, ValueError):
         parameters = []
     return [parameters[i] if i < len(parameters) else f"input_{i}" for i in range(len(inputs.args))]
-
-
-def _input_name(path: Any, positional: list[str]) -> str:
-    kind, first, *rest = path
-    name = positional[first.idx] if kind.idx == 0 else first.key
-    return _plain(f"{name}{pytree.keystr(tuple(rest))}")
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\W+", "_", text).strip("_")
 
 
 def _distinct(names: list[str]) -> list[str]:

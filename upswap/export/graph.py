@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .flat import Flat
+from .placing import weights_of
 
 if TYPE_CHECKING:
     import onnx
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _DYNAMIC, _AUTO = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
+
+#: Bytes of weights from which they get a file of their own: protobuf writes none of 2 GiB, and the nodes need room too.
+LARGEST = 2**31 - 2**26
 
 #: In the names of what must stay float32 in any other precision.
 COORDINATES, READING = "upswap/coords", "upswap/read"
@@ -76,11 +80,32 @@ def dimensions(tensor: Tensor, openness: Any = _DYNAMIC) -> dict[int, Any]:
     return dict.fromkeys((0, *sides) if tensor.dim() >= 4 else sides, openness)
 
 
-def shapes(graph: onnx.ModelProto) -> list[list[int | str]]:
-    """The shape of each input, with a name for what is open."""
-    return [
-        [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.graph.input
-    ]
+def shapes(graph: onnx.ModelProto) -> dict[str, list[int | str]]:
+    """The shape of each input by its name, with a name for what is open."""
+    return {
+        value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in graph.graph.input
+    }
+
+
+def save(graph: onnx.ModelProto, file: Path) -> list[Path]:
+    """Write a graph to `file`; gives it, after the file beside it that has the weights where they are too many.
+
+    These weights are not in `graph` any more then.
+    """
+    import onnx
+
+    if not is_large(graph):
+        onnx.save(graph, str(file))
+        return [file]
+    beside = weights_of(file)
+    onnx.save(graph, str(file), save_as_external_data=True, location=beside.name)
+    return [beside, file]
+
+
+def is_large(graph: onnx.ModelProto) -> bool:
+    """Whether its weights need a file of their own."""
+    return sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > LARGEST
 
 
 def name_sizes(graph: onnx.ModelProto) -> None:
@@ -165,9 +190,38 @@ def simplified(graph: onnx.ModelProto) -> onnx.ModelProto:
 def in_half(graph: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
     """In float16, inputs and outputs and the nodes named `kept` in float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
-    made: onnx.ModelProto = convert_float_to_float16(graph, keep_io_types=True, node_block_list=list(kept))
+    with tempfile.TemporaryDirectory() as folder:
+        # Of a large graph shapes are inferred in files alone.
+        source = str(save(graph, Path(folder, "model.onnx"))[-1]) if is_large(graph) else graph
+        made: onnx.ModelProto = convert_float_to_float16(source, keep_io_types=True, node_block_list=list(kept))
+    _straighten(made.graph)
+    OnnxModel(made).topological_sort()  # the converter adds what it adds at the end
     return made
+
+
+def _straighten(graph: onnx.GraphProto) -> None:
+    """Take out the casts that the converter adds to what stays float32: to float16 and back, and of float32 weights."""
+    import onnx
+
+    def casts(to: int) -> dict[str, str]:
+        return {
+            node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast" and node.attribute[0].i == to
+        }
+
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    down, up = casts(onnx.TensorProto.FLOAT16), casts(onnx.TensorProto.FLOAT)
+    exact = {name: down.get(source, source) for name, source in up.items() if source in down or source in weights}
+    for node in graph.node:
+        node.input[:] = [exact.get(name, name) for name in node.input]
+    for made in (up, down):
+        used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        for node in [node for node in graph.node if node.output[0] in made and node.output[0] not in used]:
+            graph.node.remove(node)
+    there = {name for node in graph.node for name in node.output}
+    for value in [value for value in graph.value_info if value.name not in there]:
+        graph.value_info.remove(value)
 
 
 def in_int8(graph: onnx.ModelProto, kept: Iterable[str], batches: Sequence[Sequence[Tensor]]) -> onnx.ModelProto:
@@ -188,15 +242,16 @@ def in_int8(graph: onnx.ModelProto, kept: Iterable[str], batches: Sequence[Seque
 
     with tempfile.TemporaryDirectory() as folder, quiet():
         before, ready, after = (str(Path(folder, f"{name}.onnx")) for name in ("before", "ready", "after"))
-        onnx.save(graph, before)
-        quant_pre_process(before, ready, skip_symbolic_shape=True)
-        present = {node.name for node in onnx.load(ready).graph.node}
+        large = len(save(graph, Path(before))) > 1
+        quant_pre_process(before, ready, skip_symbolic_shape=True, save_as_external_data=large)
+        present = {node.name for node in onnx.load(ready, load_external_data=False).graph.node}
         quantize_static(
             ready,
             after,
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
+            use_external_data_format=large,
             nodes_to_exclude=[name for name in kept if name in present],
         )
         made: onnx.ModelProto = onnx.load(after)

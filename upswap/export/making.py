@@ -32,36 +32,40 @@ class Made(NamedTuple):
     """The one that names the export last."""
     run: Run | None
     """Runs it; None where nothing here can."""
-    shapes: list[list[int | str]]
-    """Of the inputs, with a name for every size that is open."""
+    inputs: dict[str, list[int | str]]
+    """Their shapes by their names, with a name for every size that is open."""
     graph: onnx.ModelProto | None = None
     """The ONNX graph, where there is one."""
 
 
 def make(
-    flat: Flat, tensors: Sequence[Tensor], options: ExportOptions, folder: Path, data: Sequence[Sequence[Tensor]] = ()
+    flat: Flat, tensors: Sequence[Tensor], options: ExportOptions, file: Path, data: Sequence[Sequence[Tensor]] = ()
 ) -> Made:
-    """The files of `flat` in `folder`; raises whatever exporters raise.
+    """The files of `flat`; raises whatever exporters raise.
 
     Args:
         flat: the model, with its sampler chosen.
         tensors: example inputs.
         options: the target and what is asked of it.
-        folder: an empty folder.
+        file: the name of an ONNX file, in an empty folder: such a file names the one of its weights. Others are renamed at will.
         data: for "int8", the inputs whose ranges are taken.
     """
-    half = options.form == "half"
+    folder = file.parent
     if options.by_onnx:
         graph = _graph(flat, tensors, options, data)
         if options.target.name == "openvino":
-            files = runtimes.write_openvino(graph, folder, half=half)
-            return Made(files, runtimes.run_openvino(files[-1]), graphs.shapes(graph), graph)
-        return Made([runtimes.write_onnx(graph, folder)], runtimes.run_onnx(graph), graphs.shapes(graph), graph)
-    fixed: list[list[int | str]] = [list(tensor.shape) for tensor in tensors]
+            files = runtimes.write_openvino(graph, folder)
+            return Made(files, runtimes.run_openvino(files[-1], flat.input_names), graphs.shapes(graph), graph)
+        files = graphs.save(graph, file)
+        return Made(files, runtimes.run_onnx(files[-1], flat.input_names), graphs.shapes(graph), graph)
+    fixed: dict[str, list[int | str]] = {
+        name: list(tensor.shape) for name, tensor in zip(flat.input_names, tensors, strict=True)
+    }
     match options.target.name:
         case "torch-export":
             files, shapes = runtimes.write_torch_export(flat, tensors, folder, dynamic=options.open_sizes)
-            return Made(files, runtimes.run_torch_export(files[-1]), shapes)
+            inputs = dict(zip(flat.input_names, shapes, strict=True))
+            return Made(files, runtimes.run_torch_export(files[-1]), inputs)
         case "litert":
             files = runtimes.write_litert(flat, tensors, folder)
             return Made(files, runtimes.run_litert(files[-1]), fixed)
@@ -72,7 +76,8 @@ def make(
             files = runtimes.write_ncnn(flat, tensors, folder)
             return Made(files, runtimes.run_ncnn(files[-1]), fixed)
         case "coreml":
-            return Made(runtimes.write_coreml(flat, tensors, folder, half=half), None, fixed)  # macOS alone runs it
+            files = runtimes.write_coreml(flat, tensors, folder, half=options.form == "half")
+            return Made(files, None, fixed)  # macOS alone runs it
         case other:
             raise ValueError(f"nothing here writes files of {other}")
 
@@ -85,22 +90,23 @@ def _graph(
     kept = graphs.name_coordinates(graph, upsampler_paths(flat.model))
     if options.simplify:
         graph = graphs.simplified(graph)
-    if options.form == "half" and options.target.writes_onnx:
+    if options.form == "half":
         graph = graphs.in_half(graph, kept)
     elif options.form == "int8":
         graph = graphs.in_int8(graph, kept, data)
     present = {node.name for node in graph.graph.node}
-    for key, value in _metadata(flat, options, [name for name in kept if name in present]):
+    inputs = [value.name for value in graph.graph.input]
+    for key, value in _metadata(flat, options, inputs, [name for name in kept if name in present]):
         graph.metadata_props.add(key=key, value=value)
     return graph
 
 
-def _metadata(flat: Flat, options: ExportOptions, kept: list[str]) -> Iterator[tuple[str, str]]:
+def _metadata(flat: Flat, options: ExportOptions, inputs: list[str], kept: list[str]) -> Iterator[tuple[str, str]]:
     """What a reader of the file, or a quantiser, wants to know."""
     yield "upswap.version", __version__
     yield "upswap.target", options.target.name
     yield "upswap.sampler", options.sampler
-    yield "upswap.inputs", json.dumps(flat.input_names)
+    yield "upswap.inputs", json.dumps(inputs)
     yield "upswap.outputs", json.dumps(flat.output_names)
     yield FLOAT_NODES, json.dumps(kept)
     patched = list(filter(is_patched, flat.model.modules()))

@@ -15,14 +15,14 @@ from ..files import atomic
 #: A folder, with files of Core ML's in it.
 _FOLDER = ".mlpackage"
 
-#: What has its weights in a file beside it.
+#: What always has its weights in a file beside it; an ONNX graph has, where they are too many for one file.
 _WITH_WEIGHTS = (".xml", ".param")
 
 
 def check_place(path: Path, *, force: bool = False) -> None:
     """`SaveError` where `place` would fail for a reason that shows before the work is done."""
     if path.suffix != _FOLDER:
-        for file in _places(path):
+        for file in (weights_of(path), path) if path.suffix in _WITH_WEIGHTS else (path,):
             atomic.check(file, force=force)
     elif path.exists() and not force:
         raise SaveError(f"{path} exists; --force, or force=True, replaces it")
@@ -35,15 +35,19 @@ def place(files: Sequence[Path], path: Path, *, force: bool = False) -> None:
     if path.suffix == _FOLDER:
         _place_folder(files[-1], path)
         return
-    fills = {to.name: partial(_copy, file) for file, to in zip(files, _places(path), strict=True)}
-    if len(fills) == 1:
-        atomic.write(path, fills[path.name], force=force)
-    else:
+    *weights, made = files
+    fills = {
+        to.name: partial(_copy, file) for file, to in (*((file, weights_of(path)) for file in weights), (made, path))
+    }
+    if weights:
         atomic.write_together(path.parent, fills, path.name, force=force)
+    else:
+        atomic.write(path, fills[path.name], force=force)
 
 
-def _places(path: Path) -> list[Path]:
-    return [path.with_suffix(".bin"), path] if path.suffix in _WITH_WEIGHTS else [path]
+def weights_of(path: Path) -> Path:
+    """Where the weights of a file are that has them beside it."""
+    return path.with_suffix(".bin") if path.suffix in _WITH_WEIGHTS else path.with_name(f"{path.name}.data")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..nn import dysample
 from .flat import Flat
-from .graph import quiet, with_open_sizes
+from .graph import quiet, save, with_open_sizes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,45 +22,48 @@ if TYPE_CHECKING:
 Run = Callable[[Sequence[Tensor]], list["np.ndarray[Any, Any]"]]
 
 
-def write_onnx(graph: onnx.ModelProto, folder: Path) -> Path:
-    """An .onnx."""
-    import onnx
-
-    onnx.save(graph, str(folder / "model.onnx"))
-    return folder / "model.onnx"
-
-
-def run_onnx(graph: onnx.ModelProto) -> Run:
-    """By onnxruntime on the CPU, with as many threads as torch has."""
+def run_onnx(file: Path, inputs: Sequence[str]) -> Run:
+    """By onnxruntime on the CPU, with as many threads as torch has; `inputs` are the names of the tensors it will be given."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    return lambda tensors: session.run(None, dict(zip(names, _numpy(tensors), strict=False)))
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    left = {value.name for value in session.get_inputs()}  # a simplifier drops those that are not used
+
+    def run(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+        given = zip(inputs, _numpy(tensors), strict=True)
+        found: list[np.ndarray[Any, Any]] = session.run(None, {name: array for name, array in given if name in left})
+        return found
+
+    return run
 
 
-def write_openvino(graph: onnx.ModelProto, folder: Path, *, half: bool) -> list[Path]:
-    """An .xml and its .bin."""
-    import onnx
+def write_openvino(graph: onnx.ModelProto, folder: Path) -> list[Path]:
+    """An .xml and its .bin, in the graph's own precision: its compression to float16 would round coordinates too."""
     import openvino
 
     with tempfile.TemporaryDirectory() as temporary:
-        source = Path(temporary, "model.onnx")
-        onnx.save(graph, str(source))
-        openvino.save_model(openvino.convert_model(source), folder / "model.xml", compress_to_fp16=half)
+        source = save(graph, Path(temporary, "model.onnx"))[-1]
+        openvino.save_model(openvino.convert_model(source), folder / "model.xml", compress_to_fp16=False)
     return [folder / "model.bin", folder / "model.xml"]
 
 
-def run_openvino(file: Path) -> Run:
-    """On the CPU, in float32."""
+def run_openvino(file: Path, inputs: Sequence[str]) -> Run:
+    """On the CPU, in float32; `inputs` are the names of the tensors it will be given."""
     import openvino
 
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     model = openvino.compile_model(file, "CPU", hints)
-    return lambda tensors: [model(_numpy(tensors))[output] for output in model.outputs]
+    left = {name for port in model.inputs for name in port.names}
+
+    def run(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+        given = zip(inputs, _numpy(tensors), strict=True)
+        found = model({name: array for name, array in given if name in left})
+        return [found[output] for output in model.outputs]
+
+    return run
 
 
 def write_torch_export(
@@ -141,12 +145,17 @@ def run_executorch(file: Path) -> Run:
 
 
 def write_coreml(flat: Flat, tensors: Sequence[Tensor], folder: Path, *, half: bool) -> list[Path]:
-    """An .mlpackage, an ML program."""
+    """An .mlpackage, an ML program; in `half`, what upsamplers compute stays float32."""
     import coremltools
+    from coremltools.converters.mil.mil.scope import ScopeSource
+
+    def elsewhere(operation: Any) -> bool:
+        return dysample.__file__ not in str(operation.scopes.get(ScopeSource.EXIR_STACK_TRACE))
 
     with quiet():
         program = torch.export.export(flat, tuple(tensors)).run_decompositions({})
-        precision = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32
+        halved = coremltools.transform.FP16ComputePrecision(op_selector=elsewhere)
+        precision = halved if half else coremltools.precision.FLOAT32
         made = coremltools.convert(program, convert_to="mlprogram", compute_precision=precision)
         made.save(str(folder / "model.mlpackage"))
     return [folder / "model.mlpackage"]

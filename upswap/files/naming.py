@@ -26,6 +26,22 @@ def converted_name(source: str) -> Path:
     return path.with_name(f"{path.stem}.upswap{_suffix(path)}")
 
 
+def exported_name(source: str, suffix: str) -> Path:
+    """The file of a runtime: beside a file or a folder, here for an architecture.
+
+    >>> exported_name("models/unet.upswap.pt", ".onnx").as_posix(), exported_name("smp:Unet?classes=3", ".xml").as_posix()
+    ('models/unet.upswap.onnx', 'unet.xml')
+    >>> exported_name("hf:models/segformer.v2", ".ncnn.param").as_posix()
+    'models/segformer.v2.ncnn.param'
+    """
+    spec = parse(source)
+    if spec is not None and spec.scheme != "hf":
+        return Path(f"{converted_name(source).stem.removesuffix('.upswap')}{suffix}")
+    path = _named(Path(source if spec is None else spec.name))
+    folder = spec is not None or os.path.isdir(path)
+    return path.with_name(f"{path.name if folder else path.stem}{suffix}")
+
+
 def reverted_name(patched: Path) -> Path:
     """Where the original goes.
 

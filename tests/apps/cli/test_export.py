@@ -42,9 +42,15 @@ def test_a_file_beside_its_source(folder: Path, capsys: pytest.CaptureFixture[st
     onnx.checker.check_model(onnx.load("net.onnx"))
     assert run([*asked, "--trust", "deployed"]) == 1
     assert "--force" in capsys.readouterr().err
+    (folder / "models").mkdir()
+    (folder / "net.pt").rename("models/net.pt")
+    asked[1] = "models/net.pt"
+    assert run([*asked, "--trust", "deployed", "--no-check"]) == 0
+    assert "checked    not asked for" in capsys.readouterr().out
     assert run([*asked, "--trust", "deployed", "--force", "--no-check", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["path"], found["checked"], found["error"]) == ("net.onnx", [], None)
+    assert (found["path"], found["weights"]) == ("models/net.onnx", None)
+    assert (found["checked"], found["error"]) == ([], None)
     assert found["inputs"] == {"image": [1, 3, 8, 12]}
 
 

@@ -68,8 +68,11 @@ def export(source: str, output: str | None, **options: Any) -> None:
     """
     from ...export.export import export_onnx
     from ...export.targets import target_named
+    from ...files.naming import exported_name
     from ...files.open_source import open_source
-    from ...probe.inputs.infer import example_inputs_for
+    from ...probe.inputs.infer import candidates
+    from ...probe.observe import first_that_runs
+    from ...surgery.wrappers import unwrapped
 
     target = target_named(options["target"])
     opened = open_source(source, trust=options["trust"], weights=options["weights"], key=options["key"])
@@ -82,24 +85,18 @@ def export(source: str, output: str | None, **options: Any) -> None:
             "target", "sampler", "opset", "dynamic", "half", "int8", "calibration", "simplify", "check", "force",
         )
     }  # fmt: skip
-    inputs = None if size is None else example_inputs_for(opened.model, size)
-    path = Path(output) if output is not None else _default(source, target.suffix)
-    done = export_onnx(opened.model, path, inputs, progress=progress, **given)
+    model = unwrapped(opened.model)
+    inputs = None if size is None else first_that_runs(model, candidates(model, size)).inputs
+    path = Path(output) if output is not None else exported_name(source, target.suffix)
+    done = export_onnx(model, path, inputs, progress=progress, **given)
     if options["as_json"]:
-        say_json({**dataclasses.asdict(done), "path": str(done.path), "error": done.error})
+        paths = {"path": str(done.path), "weights": None if done.weights is None else str(done.weights)}
+        say_json({**dataclasses.asdict(done), **paths, "error": done.error})
     else:
-        _print(done)
+        _print(done, check=options["check"])
 
 
-def _default(source: str, suffix: str) -> Path:
-    from ...files.naming import converted_name
-
-    name = Path(source)
-    stem = name if name.suffix in (".pt", ".pth", ".safetensors") else converted_name(source)
-    return Path(stem.name).with_suffix(suffix)
-
-
-def _print(done: Exported) -> None:
+def _print(done: Exported, *, check: bool) -> None:
     console = stdout()
     rows = {
         "target": done.target if done.form == "float32" else f"{done.target}, {done.form}",
@@ -110,7 +107,7 @@ def _print(done: Exported) -> None:
     if done.nodes is not None:
         rows["graph"] = f"{done.nodes} nodes" + (f", opset {done.opset}" if done.opset is not None else "")
     if done.error is None:
-        rows["checked"] = "not asked for" if done.ran_in else "not here: nothing on this machine runs such a file"
+        rows["checked"] = "not here: nothing on this machine runs such a file" if check else "not asked for"
     else:
         measure = "of the standard deviation (rms)" if done.form == "int8" else "of the largest output"
         rows["difference"] = (
@@ -118,14 +115,14 @@ def _print(done: Exported) -> None:
         )
     if done.unpatched_error is not None:
         rows["unpatched"] = f"{done.unpatched_error:.1e} in the same precision"
-    rows["saved"] = f"{done.path} ({_megabytes(done.path)})"
+    rows["saved"] = f"{done.path} ({_megabytes(done)})"
     for name, text in rows.items():
         console.print(f"{name:<11}{text}", soft_wrap=True, markup=False, highlight=False)
     if done.target not in ("onnxruntime", done.ran_in) and done.ran_in:
         say(f"\n{done.target} itself does not run here: the graph was checked in {done.ran_in}")
 
 
-def _megabytes(path: Path) -> str:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    files += [path.with_suffix(".bin")] if path.suffix in (".xml", ".param") else []
+def _megabytes(done: Exported) -> str:
+    files = [done.path] if done.path.is_file() else [file for file in done.path.rglob("*") if file.is_file()]
+    files += [] if done.weights is None else [done.weights]
     return f"{sum(file.stat().st_size for file in files) / 1e6:.2f} MB"
