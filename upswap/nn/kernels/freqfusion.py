@@ -16,7 +16,7 @@ from ...errors import OptionError
 from ...plan.site import Site
 from ..arguments import check_choice, positive_int
 from ..composed import keeps_step_0
-from ..configs import FreqFusionConfig, Init, nominal_scale
+from ..configs import Init, nominal_scale
 from ..projection import Affine, Projection
 from ..registry import register_upsampler
 from ..sampling import memory_format as layout
@@ -25,6 +25,7 @@ from ..sampling.positions import Mapping, Mode
 from ..sampling.reassembly import Padding, reassemble
 from ..tracing import leaf
 from .base import GuidedUpsampler, changed_by, ones, resized, xavier
+from .configs import FreqFusionConfig
 
 _LOW, _HIGH = 5, 3  # sides of the kernels
 _ENCODER_STD = 0.001

@@ -17,13 +17,14 @@ from ...errors import OptionError
 from ...plan.site import Site
 from ..arguments import check_choice, positive_int
 from ..composed import keeps_step_0
-from ..configs import Init, SAPAConfig, SAPAForm, nominal_scale
+from ..configs import Init, nominal_scale
 from ..projection import Affine, weights_of
 from ..registry import register_upsampler
 from ..sampling import positions as sampling
 from ..sampling.positions import Mode
 from ..sampling.reassembly import reassemble, window_products
 from .base import GuidedUpsampler, odd, ones
+from .configs import SAPAConfig, SAPAForm
 
 # What the authors' modules draw the weights of queries and keys with, of either form.
 _STD = 0.02
