@@ -131,7 +131,8 @@ class SAPA(GuidedUpsampler):
         if self.form == "linear":
             x = self._layer_norm(x, norm)
         elif self.norm:
-            x = self._group_norm(x, math.gcd(_GROUPS, x.shape[1]), norm)
+            channels = self.guide_channels if norm == "norm_y" else self.channels
+            x = self._group_norm(x, math.gcd(_GROUPS, channels), norm)
         weight, bias = weights_of(self, path)
         return F.conv2d(x, weight.reshape(*weight.shape[:2], 1, 1), bias)
 
