@@ -10,8 +10,8 @@ import pytest
 import upswap
 from one_site import one_site
 from upswap.errors import OptionError
+from upswap.nn import CARAFEConfig
 from upswap.nn.configs import (
-    CARAFEConfig,
     DySampleConfig,
     UpsamplerConfig,
     describe,

@@ -30,8 +30,8 @@ IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def blocks(language: str) -> list[str]:
-    """The code of that language in the page."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    """The code of that language in the page's part on upsamplers of one's own."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text().partition("## Your own")[2], re.DOTALL)
 
 
 def install(folder: Path, package: str, announced: dict[str, str], code: str | None = None) -> None:
@@ -253,6 +253,14 @@ def test_an_upsampler_is_held_to_what_it_declares(packages: Path) -> None:
 
 
 # ---- outside of a model
+
+
+def test_the_pages_upsamplers_for_a_model_of_ones_own_run() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text().partition("## Your own")[0], re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, str(PAGE), "exec"), names)
+    assert torch.equal(names["larger"], F.interpolate(names["x"], scale_factor=2, mode="bilinear"))
+    assert torch.equal(names["changed"], names["skip"])
 
 
 def test_any_is_made_by_its_name() -> None:

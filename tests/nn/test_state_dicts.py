@@ -11,7 +11,7 @@ from torch import nn
 
 import upswap
 from tiny_host import image, tiny
-from upswap.nn import CARAFE, DySample
+from upswap.nn import CARAFE, LDAAQU, DySample
 from upswap.nn.state_dicts import options_in, upsamplers_in
 
 
@@ -29,6 +29,9 @@ def state(**modules: nn.Module) -> dict[str, torch.Tensor]:
         DySample(12, (1.5, 3), groups=3),
         CARAFE(64),
         CARAFE(64, up_kernel=3),
+        CARAFE(64, init="paper"),
+        LDAAQU(64),
+        LDAAQU(64, rpb=False, init="paper"),
     ],
 )
 def test_upsamplers_are_found(module: nn.Module) -> None:
@@ -52,7 +55,16 @@ def test_other_modules_are_not(tensors: dict[str, tuple[int, ...]]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"groups": 2}, {"style": "pl", "groups": 1}, {"dyscope": True}, {"upsampler": "carafe", "up_kernel": 3}],
+    [
+        {},
+        {"groups": 2},
+        {"style": "pl", "groups": 1},
+        {"dyscope": True},
+        {"upsampler": "carafe", "up_kernel": 3},
+        {"upsampler": "carafe", "init": "paper"},
+        {"upsampler": "lda_aqu", "reduction_factor": 2, "k_e": 5, "nh": 2},
+        {"upsampler": "lda_aqu", "rpb": False, "k_u": 5, "init": "paper"},
+    ],
 )
 def test_options_are_read_off_shapes(options: dict[str, Any]) -> None:
     model = upswap.patch(tiny(), image(), **options)

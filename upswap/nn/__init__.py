@@ -2,7 +2,8 @@
 
 DySample, chains of upsamplers and tables of them by channel count; `kernels/` has those that weigh a neighbourhood. `configs` has
 their options and needs no torch; `sampling/` is functions of tensors only. Nothing here knows a model, a file or source code. A
-new upsampler is a file here, with its factory registered at the end, a config in `configs`, and a row in `registry.OWN`.
+new upsampler is a file here, with its factory registered at the end, a config in the `configs` beside it, and a row in
+`registry.OWN`.
 
 The classes below are part of the file format under the address they have here.
 """
@@ -14,18 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .composed import ByChannels, Cascade
-    from .configs import (
+    from .configs import DySampleConfig, UpsamplerConfig
+    from .dysample import DySample
+    from .kernels.carafe import CARAFE
+    from .kernels.configs import (
         CARAFEConfig,
-        DySampleConfig,
         FADEConfig,
         FADELiteConfig,
         FreqFusionConfig,
         LDAAQUConfig,
         SAPAConfig,
-        UpsamplerConfig,
     )
-    from .dysample import DySample
-    from .kernels.carafe import CARAFE
     from .kernels.fade import FADE
     from .kernels.freqfusion import FreqFusion
     from .kernels.lda_aqu import LDAAQU
@@ -61,20 +61,20 @@ _HOMES = {
     "Affine": "projection",
     "ByChannels": "composed",
     "CARAFE": "kernels.carafe",
-    "CARAFEConfig": "configs",
+    "CARAFEConfig": "kernels.configs",
     "Cascade": "composed",
     "DySample": "dysample",
     "DySampleConfig": "configs",
     "FADE": "kernels.fade",
-    "FADEConfig": "configs",
-    "FADELiteConfig": "configs",
+    "FADEConfig": "kernels.configs",
+    "FADELiteConfig": "kernels.configs",
     "FreqFusion": "kernels.freqfusion",
-    "FreqFusionConfig": "configs",
+    "FreqFusionConfig": "kernels.configs",
     "LDAAQU": "kernels.lda_aqu",
-    "LDAAQUConfig": "configs",
+    "LDAAQUConfig": "kernels.configs",
     "Projection": "projection",
     "SAPA": "kernels.sapa",
-    "SAPAConfig": "configs",
+    "SAPAConfig": "kernels.configs",
     "UpsamplerConfig": "configs",
     "create_upsampler": "registry",
     "register_upsampler": "registry",

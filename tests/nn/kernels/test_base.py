@@ -152,6 +152,36 @@ def test_copies_compute_the_same(name: str) -> None:
             assert repr(twin) == repr(module)
 
 
+@every
+def test_what_transformers_did_not_load_is_initialised(name: str) -> None:
+    """It puts memory without values in the place of every tensor, loads some, and asks each module whether it is initialised."""
+    module, like = make(name), make(name)
+    loaded: dict[str, Tensor] = {}
+    for at, (path, tensor) in enumerate([*module.named_parameters(), *module.named_buffers()]):
+        *above, last = path.split(".")
+        owner = module.get_submodule(".".join(above))
+        new = torch.full_like(tensor, 7.0)  # no operation wrote to it
+        if last in owner._buffers:
+            owner._buffers[last] = new
+            continue
+        owner._parameters[last] = parameter = nn.Parameter(new)
+        if at % 3 == 1:
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+            loaded[path] = parameter.detach().clone()
+    assert module._is_hf_initialized
+    for path, parameter in module.named_parameters():
+        if path in loaded:
+            assert torch.equal(parameter, loaded[path]), path
+        else:
+            assert not parameter.eq(7).any(), path
+    assert module.gain.eq(0).all()
+    assert all(torch.equal(one, other) for one, other in zip(module.buffers(), like.buffers(), strict=True))
+    with torch.no_grad():
+        module.gain.add_(1.0)  # a step of training
+    assert module._is_hf_initialized
+    assert module.gain.eq(1).all()
+
+
 class Fused(nn.Module):
     """A host that gives the upsampler what it takes."""
 
@@ -184,7 +214,8 @@ def test_compiled_traced_and_exported_it_is_the_same(name: str) -> None:
     }
     for one in inputs:
         for how, twin in twins.items():
-            assert torch.allclose(twin(*one), model(*one), atol=1e-8), how
+            # A trace divides sizes in float32.
+            assert torch.allclose(twin(*one), model(*one), atol=1e-5 if how == "traced" else 1e-8), how
 
 
 @every

@@ -280,7 +280,7 @@ def changed_by(gain: Tensor, original: Tensor, published: Tensor) -> Tensor:
     weight = gain.to(published.dtype).view(-1, 1, 1)
     change = published - original
     # Of no gain nothing is added, whatever the operator gave; times 0, an infinity would be no number.
-    change = change.masked_fill((weight == 0) & ~change.isfinite(), 0)
+    change = change.masked_fill((weight == 0) & ~change.detach().isfinite(), 0)
     return original + weight * change
 
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from ...plan.site import Site
 from ..arguments import positive_int
 from ..composed import keeps_step_0, make_cascaded
-from ..configs import CARAFEConfig, Init, nominal_scale
+from ..configs import Init, nominal_scale
 from ..projection import Projection
 from ..registry import register_upsampler
 from ..sampling import positions as sampling
 from ..sampling.positions import Mode, Pair
 from ..sampling.reassembly import reassemble
 from .base import KernelUpsampler, odd, resized, xavier
+from .configs import CARAFEConfig
 
 # What the authors' module draws the content encoder's weights with.
 _ENCODER_STD = 0.001

@@ -17,13 +17,14 @@ from ...errors import OptionError
 from ...plan.site import Site
 from ..arguments import positive_int
 from ..composed import keeps_step_0
-from ..configs import FADEConfig, FADELiteConfig, Init, nominal_scale
+from ..configs import Init, nominal_scale
 from ..projection import Projection
 from ..registry import register_upsampler
 from ..sampling import positions as sampling
 from ..sampling.positions import Mode
 from ..sampling.reassembly import reassemble, repeated
 from .base import GuidedUpsampler, odd, xavier
+from .configs import FADEConfig, FADELiteConfig
 
 # The names that the other form of the authors' module has. It computes the same in another order.
 _OTHER_NAMES = {

@@ -16,7 +16,7 @@ from ...errors import OptionError
 from ...plan.site import Site
 from ..arguments import check_choice, positive_int
 from ..composed import keeps_step_0
-from ..configs import FreqFusionConfig, Init, nominal_scale
+from ..configs import Init, nominal_scale
 from ..projection import Affine, Projection
 from ..registry import register_upsampler
 from ..sampling import memory_format as layout
@@ -25,6 +25,7 @@ from ..sampling.positions import Mapping, Mode
 from ..sampling.reassembly import Padding, reassemble
 from ..tracing import leaf
 from .base import GuidedUpsampler, changed_by, ones, resized, xavier
+from .configs import FreqFusionConfig
 
 _LOW, _HIGH = 5, 3  # sides of the kernels
 _ENCODER_STD = 0.001
@@ -176,8 +177,8 @@ class FreqFusion(GuidedUpsampler):
     def reset_positions(self) -> None:
         """Write to the buffers what the authors' module has there."""
         for buffer, side in ((self.hamming_lowpass, _LOW), (self.hamming_highpass, _HIGH)):
-            window = torch.hamming_window(side, periodic=False, dtype=torch.float64)
-            cast(Tensor, buffer).copy_(torch.outer(window, window) if self.hamming else torch.ones(1))
+            window = torch.hamming_window(side, periodic=False, dtype=torch.float64, device="cpu")
+            cast(Tensor, buffer).copy_(torch.outer(window, window) if self.hamming else window.new_ones(1))
         if self.resample:
             positions = sampling.initial_positions(Mapping("bilinear"), _CELLS, self.groups)
             cast(Tensor, self.dysampler.init_pos).copy_(cast(Tensor, positions))
@@ -196,9 +197,9 @@ class FreqFusion(GuidedUpsampler):
         size, (shape, factors, smaller) = self._target(x, size, scale_factor, guide)
         if smaller:
             return self._original(x, size, factors)
-        published, high = self._operate_both(x, guide)
+        published, high = self._operate_both(x, guide, self.additive)
         out = self._finished(x, size, factors, resized(published, shape))
-        return self._sharpened(out, resized(high, shape)) if self.additive else out
+        return out if high is None else self._sharpened(out, resized(high, shape))
 
     def both(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
         """The changed guide, and the map at the guide's size: what a host fuses.
@@ -216,8 +217,8 @@ class FreqFusion(GuidedUpsampler):
         self._check(x)
         self._checked(guide, x)
         size, (_, factors, _) = self._target(x, None, None, guide)
-        published, high = self._operate_both(x, guide)
-        return self._sharpened(guide, high), self._finished(x, size, factors, published)
+        published, high = self._operate_both(x, guide, True)
+        return self._sharpened(guide, cast(Tensor, high)), self._finished(x, size, factors, published)
 
     def _sharpened(self, x: Tensor, high: Tensor) -> Tensor:
         """`x` plus the high-pass, by its gain."""
@@ -225,8 +226,8 @@ class FreqFusion(GuidedUpsampler):
         out = x + high if gain is None else changed_by(gain, x, x + high)
         return out.to(x.dtype).contiguous(memory_format=layout.format_of(x))
 
-    def _operate_both(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
-        """The upsampled map, and the high-pass of the guide, in the dtype that sums are computed in."""
+    def _operate_both(self, x: Tensor, guide: Tensor, sharpen: bool) -> tuple[Tensor, Tensor | None]:
+        """The upsampled map, and with `sharpen` the high-pass of the guide, in the dtype that sums are computed in."""
         dtype = sampling.compute_dtype(x.dtype)
         fine = self._convolved(guide, "hr_channel_compressor")
         coarse = self._convolved(x, "lr_channel_compressor")
@@ -236,11 +237,11 @@ class FreqFusion(GuidedUpsampler):
         low = self._convolved(fine, "content_encoder").to(dtype)
         low = low + self._sums(self._convolved(coarse, "content_encoder").to(dtype), low, "hamming_lowpass")
         kernels = self._kernels(low, "hamming_lowpass")
-        encoded = self._convolved(coarse, "content_encoder2").to(dtype)
-        high = high + reassemble(encoded, kernels, self.padding)
         up = reassemble(x.to(dtype), kernels, self.padding)
-        wide = guide.to(dtype)
-        passed = wide - self._sums(wide, high, "hamming_highpass")
+        passed = None
+        if sharpen:
+            high = high + reassemble(self._convolved(coarse, "content_encoder2").to(dtype), kernels, self.padding)
+            passed = guide.to(dtype) - self._sums(guide.to(dtype), high, "hamming_highpass")
         return (self._resampled(up, fine, coarse) if self.resample else up), passed
 
     def _kernels(self, logits: Tensor, window: str) -> Tensor:

@@ -18,13 +18,14 @@ from ...errors import OptionError
 from ...plan.site import Site
 from ..arguments import positive_int
 from ..composed import keeps_step_0, make_cascaded
-from ..configs import Init, LDAAQUConfig, nominal_scale
+from ..configs import Init, nominal_scale
 from ..projection import Affine, Projection
 from ..registry import register_upsampler
 from ..sampling import positions as sampling
 from ..sampling.positions import Mode, Pair
 from ..sampling.reassembly import reassemble_points
 from .base import KernelUpsampler, odd, ones, xavier
+from .configs import LDAAQUConfig
 
 # What the authors' module draws the bias of each point with.
 _BIAS_STD = 0.02

@@ -17,13 +17,14 @@ from ...errors import OptionError
 from ...plan.site import Site
 from ..arguments import check_choice, positive_int
 from ..composed import keeps_step_0
-from ..configs import Init, SAPAConfig, SAPAForm, nominal_scale
+from ..configs import Init, nominal_scale
 from ..projection import Affine, weights_of
 from ..registry import register_upsampler
 from ..sampling import positions as sampling
 from ..sampling.positions import Mode
 from ..sampling.reassembly import reassemble, window_products
 from .base import GuidedUpsampler, odd, ones
+from .configs import SAPAConfig, SAPAForm
 
 # What the authors' modules draw the weights of queries and keys with, of either form.
 _STD = 0.02
@@ -130,7 +131,8 @@ class SAPA(GuidedUpsampler):
         if self.form == "linear":
             x = self._layer_norm(x, norm)
         elif self.norm:
-            x = self._group_norm(x, math.gcd(_GROUPS, x.shape[1]), norm)
+            channels = self.guide_channels if norm == "norm_y" else self.channels
+            x = self._group_norm(x, math.gcd(_GROUPS, channels), norm)
         weight, bias = weights_of(self, path)
         return F.conv2d(x, weight.reshape(*weight.shape[:2], 1, 1), bias)
 

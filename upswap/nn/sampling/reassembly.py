@@ -56,10 +56,12 @@ def reassemble_points(x: Tensor, rows: Tensor, columns: Tensor, weights: Tensor)
     """
     height, width = x.shape[2:]
     numbers, shares = [], []
+    across = _neighbours(columns, width)
     for row, vertical in _neighbours(rows, height):
-        for column, horizontal in _neighbours(columns, width):
+        of_row = vertical * weights
+        for column, horizontal in across:
             numbers.append(row * width + column)
-            shares.append(vertical * horizontal * weights)
+            shares.append(of_row * horizontal)
     return _sums(x.permute(0, 2, 3, 1), torch.cat(numbers, dim=-1), torch.cat(shares, dim=-1))
 
 
@@ -159,7 +161,7 @@ def _sums(pixels: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
     first = torch.arange(batch, device=pixels.device).view(-1, 1, 1, 1) * (height * width)
     taps = weights.shape[-1]
     out = F.embedding_bag(
-        (numbers + first).reshape(-1, taps),
+        (numbers + first).to(torch.int32).reshape(-1, taps),
         pixels.reshape(-1, channels),
         mode="sum",
         per_sample_weights=weights.reshape(-1, taps),
