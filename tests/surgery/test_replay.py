@@ -368,7 +368,7 @@ CHANGES: dict[str, tuple[str, str, str, list[str], str]] = {
         ["block:2"],
         "no longer has the call",
     ),
-    "detour: method renamed": ("Detours", "up(", "upwards(", ["block:1"], "has no method up of its own"),
+    "detour: method renamed": ("Detours", "up(", "upwards(", ["block:1"], "no longer has the call"),
     "layer: mode": (
         "Layer",
         'mode="bilinear")\n\n    def forward(self, x):\n        return self.conv(self.up',
