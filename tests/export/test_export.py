@@ -346,3 +346,14 @@ def test_a_wrong_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ):
         upswap.export_onnx(patched(), tmp_path / "model.onnx", IMAGES, simplify=True, dynamic=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("upsampler", ["carafe", "lda_aqu"])
+def test_kernel_upsamplers_are_exported_too(upsampler: str, tmp_path: Path) -> None:
+    """`export_onnx` compares the file with the model, in onnxruntime."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 1)).eval()
+    upswap.patch(model, upsampler=upsampler)
+    for module in upswap.upsamplers(model).values():
+        nn.init.ones_(module.gain)
+    upswap.export_onnx(model, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").stat().st_size

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autograd import is_exporting
 from .positions import Pair, known_equal
 
 #: What a window reads outside of the map.
@@ -160,8 +161,10 @@ def _sums(pixels: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
     batch, height, width, channels = pixels.shape
     first = torch.arange(batch, device=pixels.device).view(-1, 1, 1, 1) * (height * width)
     taps = weights.shape[-1]
+    # Short numbers keep less for backward. Exporters to ONNX mix them with their own, which are long.
+    kind = torch.int64 if is_exporting() or torch.jit.is_tracing() else torch.int32  # type: ignore[attr-defined]
     out = F.embedding_bag(
-        (numbers + first).to(torch.int32).reshape(-1, taps),
+        (numbers + first).to(kind).reshape(-1, taps),
         pixels.reshape(-1, channels),
         mode="sum",
         per_sample_weights=weights.reshape(-1, taps),
