@@ -100,6 +100,25 @@ def test_patched_on_the_meta_device_then_materialised(given: bool) -> None:
     assert type(upswap.unpatch(model)) is Net
 
 
+def test_upsamplers_lie_and_compute_where_most_weights_around_them_do() -> None:
+    model = build()
+    model.stem.double()  # the first of the model, and the first of the block, are like nothing else
+    model.block.gain = nn.Parameter(torch.ones(8, 1, 1, dtype=torch.float64))
+    plan = upswap.inspect(build())
+    upswap.patch(model, plan=plan, verify=False)
+    assert {name: {p.dtype for p in m.parameters()} for name, m in upswap.upsamplers(model).items()} == {
+        "block.upsample": {torch.float32},
+        "up": {torch.float32},
+    }
+
+    with torch.device("meta"):
+        empty = build()
+    empty.stem.weight = nn.Parameter(torch.ones(8, 3, 3, 3))
+    empty.block.gain = nn.Parameter(torch.ones(8, 1, 1))
+    upswap.patch(empty, plan=plan, verify=False)
+    assert all(p.is_meta for p in upswap.parameters(empty))
+
+
 class Doubled(nn.Module):
     def forward(self, x):
         return x * 2

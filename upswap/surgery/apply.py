@@ -8,12 +8,13 @@ failure leaves it as it was.
 from __future__ import annotations
 
 import contextlib
-import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..architectures import host_config
 from ..errors import PlanError
@@ -61,11 +62,29 @@ def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> 
 
 def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
     owner = model.get_submodule(site.owner)
-    near = next(itertools.chain(owner.parameters(), model.parameters(), model.buffers()), None)
+    device, dtype = _surroundings(model, site.owner)
     # Under autocast the tensor at a site has another dtype than the weights around it.
-    dtype = near.dtype if near is not None and near.is_floating_point() else getattr(torch, site.dtype)
-    module = make_upsampler(site, plan.options.upsampler).to(device=None if near is None else near.device, dtype=dtype)
+    module = make_upsampler(site, plan.options.upsampler).to(device=device, dtype=dtype or getattr(torch, site.dtype))
     return module.train(owner.training)
+
+
+def _surroundings(model: nn.Module, path: str) -> tuple[torch.device | None, torch.dtype | None]:
+    """Device and floating dtype of most weights of the module at `path`, or of the nearest module around it that has any.
+
+    One parameter may lie elsewhere than all others: transformers builds some of Mask2Former's on the CPU under `torch.device("meta")`.
+    """
+    while True:
+        weights: Counter[tuple[torch.device, torch.dtype | None]] = Counter()
+        for tensor in model.get_submodule(path).parameters():
+            if is_lazy(tensor):
+                continue
+            weights[tensor.device, tensor.dtype if tensor.is_floating_point() else None] += tensor.numel()
+        if weights:
+            return weights.most_common(1)[0][0]
+        if not path:
+            buffer = next(model.buffers(), None)
+            return (None, None) if buffer is None else (buffer.device, None)
+        path = path.rpartition(".")[0]
 
 
 def _replacing(model: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[], None]:

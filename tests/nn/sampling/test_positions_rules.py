@@ -210,8 +210,8 @@ def test_resize_is_interpolate(mode, align_corners) -> None:
 
 
 def test_the_constant_part_of_the_scope() -> None:
-    assert Scheme(4, (2, 2), False, Mapping("bilinear")).gain == 0.25
-    assert Scheme(4, (2, 2), True, Mapping("bilinear")).gain == 0.5
+    assert Scheme(4, (2, 2), False, Mapping("bilinear")).gain() == 0.25
+    assert Scheme(4, (2, 2), True, Mapping("bilinear")).gain() == 0.5
     assert not Scheme(4, (2, 2), True, Mapping("bilinear")).decomposed
 
 

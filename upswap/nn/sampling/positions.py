@@ -94,9 +94,9 @@ class Scheme(NamedTuple):
     decomposed: bool = False
     """Whether that resize is the one that torch.compile takes apart, which rounds in a way of its own."""
 
-    @property
     def gain(self) -> float:
         """The constant part of the scope, in source pixels: the paper's static 0.25, or 0.5 * sigmoid(scope)."""
+        # No property: a strict torch.export of torch 2.10 does not trace one of a named tuple as a number.
         return 0.5 if self.scope else 0.25
 
 

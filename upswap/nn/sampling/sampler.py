@@ -70,7 +70,7 @@ def _forward(x: Tensor, field: Tensor, reading: Reading, *, plain: bool = False)
         rows, columns = _base(x, reading, normal=False)
         full = x.to(sampling.compute_dtype(x.dtype))
         offsets = _offsets(field, reading).view(x.shape[0], 2, scheme.groups, *reading.size)
-        return gather(full, offsets, rows, columns, scheme.gain).to(x.dtype)
+        return gather(full, offsets, rows, columns, scheme.gain()).to(x.dtype)
     return _read(x, (_plain_grid if plain else _grid)(x, field, reading), scheme, plain=plain)
 
 
@@ -78,7 +78,7 @@ def _grid(x: Tensor, field: Tensor, reading: Reading) -> Tensor:
     """Where `grid_sample(align_corners=False)` reads `x`: (B * G, h, w, 2)."""
     rows, columns = _base(x, reading, normal=True)
     offsets = _offsets(field, reading).view(x.shape[0], 2, reading.scheme.groups, *reading.size)
-    gain = reading.scheme.gain
+    gain = reading.scheme.gain()
     horizontal = columns, offsets[:, 0], 2 * gain / x.shape[3]
     vertical = rows.unsqueeze(1), offsets[:, 1], 2 * gain / x.shape[2]
     grid = offsets.new_empty(x.shape[0], reading.scheme.groups, 2, *reading.size)
@@ -94,7 +94,7 @@ def points(x: Tensor, field: Tensor, reading: Reading) -> Points:
     For whoever converts the graph there is no tensor of more than four dimensions, and sizes in scalar arithmetic alone.
     """
     rows, columns = _base(x, reading, normal=False)
-    groups, gain = reading.scheme.groups, reading.scheme.gain
+    groups, gain = reading.scheme.groups, reading.scheme.gain()
     offsets = _offsets(field, reading)
     return Points(offsets[:, groups:] * gain + rows.unsqueeze(1), offsets[:, :groups] * gain + columns)
 
@@ -184,7 +184,7 @@ def _backward(
     # The steps of `_grid` and `_offsets`, backwards.
     of_offsets = of_grid.new_empty(batch, 2, scheme.groups, *size)
     for axis, n in enumerate((width, height)):
-        torch.mul(of_grid[..., axis].view(batch, scheme.groups, *size), 2 * scheme.gain / n, out=of_offsets[:, axis])
+        torch.mul(of_grid[..., axis].view(batch, scheme.groups, *size), 2 * scheme.gain() / n, out=of_offsets[:, axis])
     of_offsets = of_offsets.flatten(1, 2)
     shuffled = (scheme.cells[0] * predicted[0], scheme.cells[1] * predicted[1])
     if tuple(size) != shuffled:
@@ -296,8 +296,8 @@ def _is_resized(field: Tensor, reading: Reading) -> bool:
 def _at_target(field: Tensor, reading: Reading) -> tuple[Tensor, Reading]:
     """A field with one pixel for every output pixel, that is read as `field` is."""
     plain = reading.scheme._replace(cells=(1, 1), scope=False)
-    offsets, gain = _offsets(field, reading), reading.scheme.gain
-    return offsets if plain.gain == gain else offsets * (gain / plain.gain), reading._replace(scheme=plain)
+    offsets, gain = _offsets(field, reading), reading.scheme.gain()
+    return offsets if plain.gain() == gain else offsets * (gain / plain.gain()), reading._replace(scheme=plain)
 
 
 class _Upsample(torch.autograd.Function):

@@ -276,7 +276,7 @@ def _arguments(call: _Call, *, backward: bool) -> _Arguments:
         "CELLS_Y": scheme.cells[0],
         "CELLS_X": scheme.cells[1],
         "SCOPE": scheme.scope,
-        "GAIN": scheme.gain,
+        "GAIN": scheme.gain(),
         "NEAREST": scheme.mapping.mode != "bilinear",
         "CHANNELS_LAST": call.channels_last,
         "VECTOR": _vector(call),

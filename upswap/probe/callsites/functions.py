@@ -22,8 +22,8 @@ def replaced(value: Any, change: Callable[[FunctionType], Any | None], depth: in
     the other.
     """
     if isinstance(value, FunctionType):
-        if _SCRIPTED in value.__dict__:
-            return replaced(value.__dict__[_SCRIPTED], change, depth)
+        if hasattr(value, _SCRIPTED):  # a compiled graph comes by here, and torch 2.10 cannot look into a `__dict__`
+            return replaced(getattr(value, _SCRIPTED), change, depth)
         new = change(value)
         return new if new is not None or value.__closure__ is None or not depth else _rewrapped(value, change, depth)
     if isinstance(value, MethodType):
