@@ -71,7 +71,7 @@ def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
 def _surroundings(model: nn.Module, path: str) -> tuple[torch.device | None, torch.dtype | None]:
     """Device and floating dtype of most weights of the module at `path`, or of the nearest module around it that has any.
 
-    One parameter may lie elsewhere than all others: transformers builds some of Mask2Former's on the CPU under `torch.device("meta")`.
+    One parameter may lie elsewhere: transformers builds one of Mask2Former on the CPU under `torch.device("meta")`.
     """
     while True:
         weights: Counter[tuple[torch.device, torch.dtype | None]] = Counter()
