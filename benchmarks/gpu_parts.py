@@ -405,7 +405,7 @@ def upsamplers_timed(case: Case, layout: str, place: Place) -> Iterator[Row]:
                     .to(x.device)
                     .to(memory_format=LAYOUTS[layout])
                 )
-                call = step(module, list(module.parameters()), x, tensors, case.what)
+                call = step(functools.partial(module, x), (x, *module.parameters()), tensors, case.what)
                 with launches() as counted:
                     call()
                 if bool(counted.call_count) != name.endswith("triton"):

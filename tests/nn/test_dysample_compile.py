@@ -13,6 +13,7 @@ from torch.export import Dim, export
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from releases import skip_where_export_ties_sizes
 from upswap.nn.dysample import DySample
 
 MODULES: dict[str, dict[str, Any]] = {
@@ -119,6 +120,7 @@ def test_inductor_reads_the_same_neighbours() -> None:
     [*((name, False) for name in MODULES), ("lp", True), ("pl, dynamic scope", True), ("x1.5", True)],
 )
 def test_export_with_dynamic_sizes(name: str, strict: bool) -> None:
+    skip_where_export_ties_sizes(MODULES[name].get("scale"))
     module = build(name).eval()
     batch, height, width = Dim("batch"), Dim("height", max=4096), Dim("width", max=4096)
     program = export(

@@ -199,7 +199,11 @@ def test_what_has_no_averaged_weights() -> None:
 
 
 def test_other_kinds_and_devices() -> None:
-    assert {row.state for row in upswap.status(upswap.patch(unet(), upsampler="carafe")).rows} == {"unknown"}
+    assert {row.state for row in upswap.status(upswap.patch(unet(), upsampler="carafe")).rows} == {"as initialised"}
+    model = upswap.patch(unet())
+    (name, _), *_ = upswap.upsamplers(model).items()
+    model.set_submodule(name, nn.Upsample(scale_factor=2))  # no upsampler of upswap's
+    assert "unknown" in {row.state for row in upswap.status(model).rows}
     assert {row.state for row in upswap.status(upswap.patch(unet(), cascade=True)).rows} == {"as initialised"}
     with torch.device("meta"):
         model = unet()

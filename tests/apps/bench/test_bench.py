@@ -180,6 +180,30 @@ def test_dysample_saves_no_more_than_its_field_and_the_reference_does(style: str
         assert saved["reference"] >= saved["dysample"] + shuffled
 
 
+@pytest.mark.parametrize("name", ["carafe", "lda_aqu", "fade", "sapa-b", "freqfusion"])
+def test_an_operator_computes_what_its_definition_does(name: str) -> None:
+    """Outputs and all gradients, in float64: what is timed side by side is the same."""
+    contender = next(each for each in CONTENDERS if each.name == name)
+    ours, theirs = make(name, 64).double(), make(f"reference-{name}", 64).double()
+    with torch.no_grad():  # away from the start, where kernels are all but uniform and offsets 0
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.add_(torch.randn_like(mine) * 0.2)
+            other.copy_(mine)
+    x = torch.randn(2, 64, 6, 5, dtype=torch.float64, requires_grad=True)
+    guide = torch.randn(2, 64, 12, 10, dtype=torch.float64, requires_grad=True)
+    wanted, upstream = [x, guide] if contender.guided else [x], torch.randn(2, 64, 12, 10, dtype=torch.float64)
+    given = {"guide": guide} if contender.guided else {}
+    results = []
+    for module in (ours, theirs):
+        out = module(x, **given)
+        used = [*wanted, *(each for key, each in module.named_parameters() if not key.endswith("gain_hp"))]
+        results.append([out, *torch.autograd.grad(out, used, upstream, allow_unused=True)])
+    for mine, other in zip(*results, strict=True):
+        assert (mine is None) == (other is None)
+        assert mine is None or (mine - other).abs().max() <= 1e-9 * other.abs().max().clamp(min=1e-3)
+    assert results[0][1].abs().max() > 0
+
+
 @pytest.mark.skipif(allocator._glibc() is None, reason="glibc's allocator")
 def test_no_page_faults_while_memory_is_kept() -> None:
     def faults() -> int:
@@ -235,6 +259,10 @@ def test_upsamplers_side_by_side(capsys: Captured) -> None:
     rows = {(row["contender"], row["layout"], row["what"]): row for row in result["rows"]}
     assert len(rows) == len(result["rows"]) == 2 * (len(CONTENDERS) + 1)
     assert [row["problem"] for row in result["rows"] if row["problem"]] == []
+    guided = (
+        rows["fade", "contiguous", "training"]["bytes_floor"] - rows["carafe", "contiguous", "training"]["bytes_floor"]
+    )
+    assert guided == 3 * 16 * 256 * 4  # the guide read twice, and its gradient written
     for what in ("forward", "training"):
         base = rows["bilinear", "contiguous", what]
         assert base["ratio"] == 1
@@ -252,6 +280,23 @@ def test_upsamplers_side_by_side(capsys: Captured) -> None:
     assert forward["bytes_floor"] == 16 * (64 + 256) * 4 + 32 * 64 * 4
     assert forward["flops"] == 2 * 16 * 32 * 64 + 8 * 16 * 256
     assert rows["carafe", "contiguous", "forward"]["flops"] > rows["conv-shuffle", "contiguous", "forward"]["flops"] / 2
+
+
+def test_tables_of_markdown(capsys: Captured) -> None:
+    command = ["bench", "--shape", "1x18x6x6", "--scale", "3", "--only", "*-lp", "--only", "*fade", "--threads", "1"]
+    assert run([*command, "--repeats", "1", "--markdown"]) == 0
+    title, blank, *lines = capsys.readouterr().out.splitlines()
+    assert (title, blank) == ("1x18x6x6, scale 3, float32, threads 1:", "")
+    assert len({line.count("|") for line in lines}) == 1  # as many cells in every row
+    cells = {
+        row[1].strip(" `"): [cell.strip() for cell in row[2:-1]] for row in (line.split("|") for line in lines[2:])
+    }
+    assert set(cells) == {"bilinear", "bilinear channels_last", "reference-lp", "dysample-lp", "reference-fade", "fade"}
+    assert cells["bilinear"][:4] == ["0", f"{8 * 18 * 18 * 18 / 1e6:.1f}", "1.00", "1.00"]
+    assert cells["fade"][0] == f"{18 * 64 * 2 + 64 + 25 * 64 * 9 + 25:,d}"
+    assert cells["reference-fade"][0] == "cannot be run: OptionError: the published fade has a scale of 2, not 3"
+    assert run([*command, "--markdown", "--json"]) == 2
+    assert run(["bench", "smp:unet", "--markdown"]) == 2
 
 
 def test_bfloat16_channels_last_and_what_cannot_be_run(capsys: Captured) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 import upswap
 from upswap.nn.kernels.base import GuidedUpsampler
+from upswap.nn.watch import PATIENCE
 
 #: By name: the upsampler, the channels of its guide, its options.
 KINDS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
@@ -298,3 +299,39 @@ def test_what_it_cannot_take_is_said(name: str) -> None:
         module(x[:, :3], **given(name, x))
     with pytest.raises(upswap.OptionError, match="not both"):
         module(x, (10, 12), 2, **given(name, x))
+
+
+@every
+@pytest.mark.parametrize("init", ["match", "paper"])
+def test_one_step_of_training_is_seen(name: str, init: str) -> None:
+    module, x = make(name, init=init), noise(1, 16, 5, 6)
+    assert module.is_as_initialised()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    module(x, **given(name, x)).square().sum().backward()
+    optimizer.step()
+    assert not module.is_as_initialised()
+    assert module.misfit() is None
+    module.reset_parameters()
+    assert module.is_as_initialised()
+    assert not module.to("meta").is_as_initialised()
+
+
+@every
+def test_values_that_are_no_numbers_are_told(name: str) -> None:
+    module = make(name)
+    with torch.no_grad():
+        module.gain[3] = float("nan")
+    assert module.misfit() == "has values in gain that are no numbers"
+    x = noise(1, 16, 5, 6)
+    with pytest.warns(upswap.UpswapWarning, match="has values in gain that are no numbers"):
+        module(x, **given(name, x))
+
+
+@pytest.mark.parametrize("init", ["match", "paper"])
+@pytest.mark.parametrize("name", ["carafe", "fade-ungated"])
+def test_an_optimiser_that_does_not_know_it_is_told_of(name: str, init: str) -> None:
+    module, x = make(name, init=init), noise(1, 16, 2, 2)
+    for _ in range(PATIENCE):
+        module(x, **given(name, x)).square().sum().backward()
+    with pytest.warns(upswap.UpswapWarning, match=r"gradients over 100 forwards.*add_to_optimizer\(model, optimizer\)"):
+        module(x, **given(name, x))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ...errors import FilterError
+from ...errors import FilterError, OptionError
 from ...nn.configs import DEFAULT_GROUPS, Style
 from ...nn.dysample import DySample
-from ...nn.kernels.carafe import CARAFE
+from ...nn.registry import create_upsampler
+from . import reference_kernels
 from .reference import ReferenceDySample
 
 #: What the others are compared with.
@@ -36,6 +37,8 @@ class Contender(NamedTuple):
     make: Callable[[Settings], nn.Module]
     predicted: Callable[[Settings], int] = lambda settings: 0
     """Values that it predicts for every input pixel and then reads: offsets, with their scope, or kernels."""
+    guided: bool = False
+    """Whether it is called with a guide, of the map's channels and the output's size."""
 
 
 def contenders(patterns: Iterable[str] = ()) -> list[Contender]:
@@ -72,6 +75,7 @@ def _ours(settings: Settings, style: Style, dyscope: bool) -> DySample:
     with torch.no_grad():
         for convolution in filter(None, (module.offset, module.scope)):
             convolution.weight.normal_(std=math.sqrt(1 / convolution.in_channels), generator=generator)
+            convolution.note_values()  # no initialisation of a host's, which a forward in training would warn of
     return module
 
 
@@ -102,6 +106,49 @@ def _dysample(
     )
 
 
+class _Operator(NamedTuple):
+    """One of upswap's operators with predicted kernels, as it is published."""
+
+    formula: Callable[..., torch.Tensor]
+    """Its definition, of twice the size."""
+    predicted: int
+    """Values that it predicts for every output pixel."""
+    guided: bool = True
+    options: Mapping[str, Any] | None = None
+
+    def ours(self, name: str, settings: Settings) -> nn.Module:
+        """upswap's module, with the authors' initialisation."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return create_upsampler(name, settings.channels, scale=settings.scale, init="paper", **(self.options or {}))
+
+    def theirs(self, name: str, settings: Settings) -> nn.Module:
+        """The definition, with the weights of ours."""
+        if settings.scale != 2:
+            raise OptionError(f"the published {name} has a scale of 2, not {settings.scale}")
+        return reference_kernels.ReferenceOperator(self.ours(name, settings), self.formula)
+
+
+# FADE without its gate, as the authors' detectors have it. FreqFusion: low-pass kernels, offsets and their scope of 4 groups.
+_OPERATORS = {
+    "carafe": _Operator(reference_kernels.carafe, 25, guided=False),
+    "lda_aqu": _Operator(reference_kernels.lda_aqu, 9 + 2 * 2 * 9, guided=False),
+    "fade": _Operator(reference_kernels.fade, 25, options={"gating": False}),
+    "sapa-b": _Operator(reference_kernels.sapa, 25),
+    "freqfusion": _Operator(reference_kernels.freqfusion, 25 + 2 * 4 * 2),
+}
+
+
+def _operator(family: str, name: str, make: Callable[[str, Settings], nn.Module]) -> Contender:
+    predicted, guided = _OPERATORS[name].predicted, _OPERATORS[name].guided
+    return Contender(
+        f"{family}{name}",
+        lambda settings: make(name, settings),
+        lambda settings: predicted * settings.scale**2,
+        guided,
+    )
+
+
 _STYLES: tuple[Style, ...] = ("lp", "pl")
 
 CONTENDERS = [
@@ -109,17 +156,15 @@ CONTENDERS = [
     Contender(BASELINE, _resize("bilinear")),
     Contender("conv-transpose", _transposed),
     Contender("conv-shuffle", lambda settings: _Shuffled(settings.channels, settings.scale)),
-    Contender(
-        "carafe",
-        lambda settings: CARAFE(
-            settings.channels, settings.scale, up_kernel=5, encoder_kernel=3, compressed_channels=64
-        ),
-        lambda settings: 25 * settings.scale**2,
-    ),
     *(
         _dysample(family, make, style, dyscope)
         for family, make in (("reference", _theirs), ("dysample", _ours))
         for style in _STYLES
         for dyscope in (False, True)
+    ),
+    *(
+        _operator(family, name, make)
+        for name, operator in _OPERATORS.items()
+        for family, make in (("reference-", operator.theirs), ("", operator.ours))
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -127,16 +128,25 @@ def _is_base(row: Row) -> bool:
 
 
 class Tensors:
-    """The tensors that contenders share: the input in each layout, and gradients of outputs."""
+    """The tensors that contenders share: the input and the guide in each layout, and gradients of outputs."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(case.shape, generator=generator).to(device, DTYPES[case.dtype])
-        self.inputs = {
-            name: x.clone().contiguous(memory_format=layout).requires_grad_(case.what == TRAINING)
+        self._case, self._device, self._generator = case, device, torch.Generator().manual_seed(0)
+        self.inputs = self._drawn(case.shape)
+        self._gradients: dict[Any, Tensor] = {}
+
+    @functools.cached_property
+    def guides(self) -> dict[str, Tensor]:
+        """What guided contenders see beside the input: a map of its channels and of the output's size, in each layout."""
+        batch, channels, height, width = self._case.shape
+        return self._drawn((batch, channels, height * self._case.scale, width * self._case.scale))
+
+    def _drawn(self, shape: Shape) -> dict[str, Tensor]:
+        x = torch.randn(shape, generator=self._generator).to(self._device, DTYPES[self._case.dtype])
+        return {
+            name: x.clone().contiguous(memory_format=layout).requires_grad_(self._case.what == TRAINING)
             for name, layout in LAYOUTS.items()
         }
-        self._gradients: dict[Any, Tensor] = {}
 
     def gradient(self, out: Tensor) -> Tensor:
         """A gradient for an output of this dtype and layout."""
@@ -152,24 +162,28 @@ def _prepared(
     """A row with all that does not depend on the number of threads, and the call to time."""
     row = Row(contender.name, case.shape, case.scale, case.groups, case.dtype, layout, case.what, compiled, threads=0)
     x = tensors.inputs[layout]
+    guides = (tensors.guides[layout],) if contender.guided else ()
     settings = Settings(case.shape[1], case.scale, case.groups)
     try:
         module: Any = contender.make(settings).to(x.device).to(memory_format=LAYOUTS[layout])
         parameters = list(module.parameters())
-        call = eager = step(module, parameters, x, tensors, case.what)
+
+        def forward() -> Tensor:
+            out: Tensor = module(x, guide=guides[0]) if guides else module(x)
+            return out
+
+        call = eager = step(forward, (x, *guides, *parameters), tensors, case.what)
         row.parameters = sum(parameter.numel() for parameter in parameters)
-        out = module(x)
-        row.bytes_floor = _floor(x, out, contender.predicted(settings), case.what)
+        row.bytes_floor = _floor((x, *guides), forward(), contender.predicted(settings), case.what)
         row.flops = flops.count(eager)
         if compiled:
             module = torch.compile(module)
-            call = step(module, parameters, x, tensors, case.what)
             call()
         else:
             row.bytes_moved = meters.bytes_moved(eager)
         row.peak_memory = meters.peak_memory(call, x.device)
         if case.what == TRAINING:
-            row.saved = meters.saved_for_backward(lambda: module(x), [x, *parameters, *module.buffers()])
+            row.saved = meters.saved_for_backward(forward, [x, *guides, *parameters, *module.buffers()])
     except Exception as error:  # noqa: BLE001 - a contender's own code; one must not stop the others
         row.problem = problem_of(error)
         return row, _nothing
@@ -180,34 +194,33 @@ def _nothing() -> None:
     """For what cannot be called."""
 
 
-def step(
-    forward: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], x: Tensor, tensors: Tensors, what: str
-) -> Callable[[], object]:
-    """One forward without gradients; or one forward and backward, to the input and to every parameter."""
+def step(forward: Callable[[], Tensor], leaves: Sequence[Tensor], tensors: Tensors, what: str) -> Callable[[], object]:
+    """One forward without gradients; or one forward and backward, to every input and parameter."""
 
     def infer() -> Tensor:
         with torch.no_grad():
-            return forward(x)
+            return forward()
 
     def train() -> None:
-        out = forward(x)
+        out = forward()
         # Not autograd.grad, which FlopCounterMode does not take.
         out.backward(tensors.gradient(out))
-        for leaf in (x, *parameters):
+        for leaf in leaves:
             leaf.grad = None
 
     return train if what == TRAINING else infer
 
 
-def _floor(x: Tensor, out: Tensor, predicted: int, what: str) -> int:
-    """The bytes that no implementation can do without: x and what is predicted read once, the output written once.
+def _floor(inputs: Sequence[Tensor], out: Tensor, predicted: int, what: str) -> int:
+    """The bytes that no implementation can do without: the inputs and what is predicted read once, the output written once.
 
-    On the way back the output's gradient is read and that of x written; where something is predicted from x, it and x are
-    read again, and its gradient is written.
+    On the way back the output's gradient is read and those of the inputs written; where something is predicted, it and the inputs
+    are read again, and its gradient is written.
     """
+    x = inputs[0]
     values = x.numel() // x.shape[1] * predicted
     field = values * torch.empty(0, dtype=compute_dtype(x.dtype)).element_size()
-    source, made = x.numel() * x.element_size(), out.numel() * out.element_size()
+    source, made = (sum(each.numel() * each.element_size() for each in tensors) for tensors in (inputs, (out,)))
     total = source + field + made
     if what == TRAINING:
         total += made + source + (source + 2 * field if predicted else 0)

@@ -71,6 +71,7 @@ _FOR_UPSAMPLERS = [
         "--plot", type=_Picture(), metavar="FILE.png|svg", help="Draw latency, or with --sweep ratios, to a file."
     ),
     click.option("--plot-against", type=click.Choice(["flops", "parameters"]), default="flops", show_default=True),
+    click.option("--markdown", is_flag=True, help="Tables of Markdown, forward and training side by side."),
 ]
 
 _FOR_BOTH = [
@@ -104,7 +105,7 @@ _FOR_MODELS = [
     weights_options(),
 ]
 
-_UPSAMPLERS_ONLY = {"shapes", "sweep", "scale", "only", "plot", "plot_against"}
+_UPSAMPLERS_ONLY = {"shapes", "sweep", "scale", "only", "plot", "plot_against", "markdown"}
 # Of `--groups` too: how many DySample has in either case. What is in neither set is for a model.
 _BOTH = {
     "source",
@@ -142,6 +143,8 @@ def bench(context: click.Context, /, **options: Any) -> None:
     upswap bench 'smp:unet?encoder_name=resnet34' --input-size 512
     """
     source = options["source"]
+    if options["markdown"] and options["as_json"]:
+        raise click.UsageError("--markdown and --json are two forms of the same; leave one out")
     for parameter in context.command.params:
         given = context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
         for_upsamplers = parameter.name in _UPSAMPLERS_ONLY
@@ -167,6 +170,7 @@ def bench(context: click.Context, /, **options: Any) -> None:
 
 def _upsamplers(options: dict[str, Any], kept: bool) -> None:
     from ..bench.contenders import contenders
+    from ..bench.markdown import tables
     from ..bench.setting import check_device, environment
     from ..bench.upsampling import Bench
 
@@ -187,8 +191,10 @@ def _upsamplers(options: dict[str, Any], kept: bool) -> None:
     rows: list[Row] = []
     for group in _measured(list(_cases(options)), lambda case: runner.run(case), _of_case):
         rows += group
-        if not options["as_json"]:
+        if not options["as_json"] and not options["markdown"]:
             _print_upsamplers(group)
+    if options["markdown"]:
+        click.echo(tables(rows))
     if picture is not None:
         from ..bench.plot import plot, plot_sweep
 

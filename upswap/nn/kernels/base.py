@@ -18,6 +18,7 @@ from ..sampling import memory_format as layout
 from ..sampling import positions as sampling
 from ..sampling.positions import Mode, Pair, Ratio
 from ..tracing import leaf
+from ..watch import values, watch
 
 
 class KernelUpsampler(KnownValues, InitialisesItself):
@@ -84,6 +85,38 @@ class KernelUpsampler(KnownValues, InitialisesItself):
         """Initialise the published operator as its authors do."""
         raise NotImplementedError
 
+    def is_as_initialised(self) -> bool:
+        """Whether gains, biases and norms are what `reset_parameters` puts there; False too where they have no values.
+
+        Weights that are drawn at random tell nothing. The first step of training moves the gain; of the published operator, the
+        biases.
+        """
+        starts: list[tuple[Tensor | None, float]] = [(self._parameters[name], 0.0) for name in self.gains]
+        for module in self.modules():
+            if isinstance(module, Affine | nn.Conv2d):  # files of upswap 0.1 have the latter
+                starts.append((module.bias, 0.0))
+                if module.weight.dim() == 1:  # of a norm
+                    starts.append((module.weight, 1.0))
+        found = [(values(tensor), start) for tensor, start in starts if tensor is not None]
+        return all(value is not None and bool((value == start).all()) for value, start in found)
+
+    def misfit(self) -> str | None:
+        """What makes the values unfit for use: some are no numbers. None if nothing."""
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            found = values(tensor)
+            if found is not None and not bool(torch.isfinite(found).all()):
+                return f"has values in {name} that are no numbers"
+        return None
+
+    def reinitialised(self) -> str | None:
+        """None: what predicts kernels is random from the start, and an initialisation of layers knows no gain."""
+        return None
+
+    def _watched(self) -> nn.Parameter:
+        """The parameter that the first step of training changes: the gain, or a weight of the published operator."""
+        gain = self._parameters["gain"]
+        return next(each for each in self.parameters() if each.dim() > 1) if gain is None else gain
+
     @leaf
     def forward(
         self,
@@ -121,6 +154,8 @@ class KernelUpsampler(KnownValues, InitialisesItself):
                 f"{type(self).__name__} expects a floating-point input of shape (B, {self.channels}, H, W), got "
                 f"{tuple(x.shape)} of {x.dtype}"
             )
+        if self.training and not torch.compiler.is_compiling():
+            watch(self, self._watched(), x)
 
     def _original(self, x: Tensor, size: Any, factors: Ratio | None) -> Tensor:
         """The resize that the module stands in for."""
