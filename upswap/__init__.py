@@ -56,6 +56,7 @@ __all__ = [
     "FilterError",
     "InputError",
     "NothingToSwapError",
+    "Offsets",
     "OptionError",
     "Options",
     "Plan",
@@ -84,6 +85,7 @@ __all__ = [
     "inspect",
     "is_patched",
     "load",
+    "offsets",
     "param_groups",
     "parameters",
     "patch",
@@ -115,6 +117,7 @@ _HOMES = {
     "plan.site": ("KINDS", "Site"),
     "surgery.checking.verification": ("Report", "capture", "compare", "verify"),
     "training.groups": ("add_to_optimizer", "freeze_host", "param_groups", "parameters", "upsamplers"),
+    "training.offsets": ("Offsets", "offsets"),
     "training.status": ("Status", "status"),
     "training.switch": ("disabled",),
 }

@@ -95,6 +95,20 @@ def test_what_was_sharded_is_not_patched() -> None:
         upswap.patch(model)
 
 
+def test_one_script_for_a_model_that_is_not_patched() -> None:
+    model = small()
+    assert upswap.upsamplers(model) == {}
+    assert list(upswap.parameters(model)) == []
+    groups = upswap.param_groups(model, lr=0.1, upsampler_lr_mult=10)
+    assert [(group["name"], group["lr"]) for group in groups] == [("host", 0.1), ("host_no_decay", 0.1)]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for wrong in (lambda: upswap.freeze_host(model), lambda: upswap.add_to_optimizer(model, optimizer)):
+        with pytest.raises(upswap.PlanError, match=r"not patched; upswap\.patch\(model\) does that"):
+            wrong()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 # -- an optimiser that exists ---------------------------------------------------------------------------------------------
 
 

@@ -332,14 +332,32 @@ class DySample(InitialisesItself, nn.Module):
             ShapeError: `x` is not what the module was built for.
             OptionError: the target is smaller than the input, where no point is read.
         """
+        field, reading = self._field_and_reading(x, size, scale_factor)
+        rows, columns = points(x, field, reading)
+        return rows, columns
+
+    def offsets(
+        self,
+        x: Tensor,
+        size: int | Sequence[int] | None = None,
+        scale_factor: float | Sequence[float] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """How far a call with the same arguments moves its points from where the original resize reads, in source pixels.
+
+        Arguments, shapes and errors are those of `points`.
+        """
+        field, reading = self._field_and_reading(x, size, scale_factor)
+        moved, unmoved = points(x, field, reading), points(x, torch.zeros_like(field), reading)
+        return moved.rows - unmoved.rows, moved.columns - unmoved.columns
+
+    def _field_and_reading(self, x: Tensor, size: Any, scale_factor: Any) -> tuple[Tensor, Reading]:
         self._check_input(x)
         shape, factors, smaller = target(x, size, scale_factor, self.scale)
         if smaller:
             raise OptionError(
                 f"{shape} is smaller than the input {tuple(x.shape[2:])}: the original resize computes that"
             )
-        rows, columns = points(x, self._field(x), self._reading(x, shape, factors))
-        return rows, columns
+        return self._field(x), self._reading(x, shape, factors)
 
     def _reads_init_pos(self) -> bool:
         """Whether `init_pos` says what the base grid is: it exists, and is not the constant 0 of the nearest family."""

@@ -19,9 +19,14 @@ _WRAPPED = {
 }
 
 
+def find_patched(model: nn.Module) -> dict[str, nn.Module]:
+    """The patched models in `model` by their paths in it, "" for itself."""
+    return {path: module for path, module in model.named_modules() if is_patched(module)}
+
+
 def patched_models(model: nn.Module) -> dict[str, nn.Module]:
-    """The patched models in `model` by their paths in it, "" for itself; `PlanError` where there is none."""
-    found = {path: module for path, module in model.named_modules() if is_patched(module)}
+    """The same; `PlanError` where there is none."""
+    found = find_patched(model)
     if not found:
         raise PlanError(f"this {type(model).__name__} is not patched; upswap.patch(model) does that")
     return found

@@ -10,19 +10,19 @@ from torch import nn
 
 from ..errors import OptionError
 from ..surgery.apply import installed
-from ..surgery.wrappers import patched_models
+from ..surgery.wrappers import find_patched, patched_models
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def upsamplers(model: nn.Module) -> dict[str, nn.Module]:
-    """The upsamplers of a patched model by their paths, in the order of the sites.
+    """The upsamplers of a patched model by their paths, in the order of the sites; of one that is not patched, none.
 
     Of a model that holds patched ones (wrapped, compiled, a LightningModule) those of all of them, by their paths in it.
     """
     return {
         f"{prefix}.{path}" if prefix else path: module
-        for prefix, patched in patched_models(model).items()
+        for prefix, patched in find_patched(model).items()
         for path, module in installed(patched)
     }
 
@@ -42,13 +42,15 @@ def param_groups(
     upsampler_lr_mult: float | None = None,
     upsampler_weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of a patched model as groups for an optimiser, those of the upsamplers last.
+    """The trainable parameters of a model as groups for an optimiser, those of the upsamplers last.
+
+    One script so trains a model that is patched and one that is not, which has no group of upsamplers.
 
     Norms, biases and other parameters of one dimension have no weight decay, as in timm; nor have the upsamplers, whose zero is
     the resize they replace. A group that would be empty is left out. Each has a `name`: "host", "host_no_decay", "upsamplers".
 
     Args:
-        model: a patched model, or one that holds patched ones.
+        model: any model; a patched one, or one that holds patched ones, has upsamplers.
         lr: the learning rate of the host.
         upsampler_lr: that of the upsamplers; `lr` where it is left out.
         weight_decay: that of the host's other parameters. Left out, the optimiser's own stays in force.
@@ -57,7 +59,6 @@ def param_groups(
 
     Raises:
         OptionError: both `upsampler_lr` and `upsampler_lr_mult` are given.
-        PlanError: the model is not patched.
     """
     if upsampler_lr is not None and upsampler_lr_mult is not None:
         raise OptionError("give upsampler_lr or upsampler_lr_mult, not both")
@@ -81,7 +82,11 @@ def param_groups(
 
 
 def freeze_host(model: M) -> M:
-    """Make the upsamplers' parameters the only ones that require gradients. Modes (train, eval) are not touched."""
+    """Make the upsamplers' parameters the only ones that require gradients. Modes (train, eval) are not touched.
+
+    Raises `PlanError` where the model is not patched.
+    """
+    patched_models(model)
     added = {id(parameter) for parameter in parameters(model)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in added)
@@ -116,6 +121,7 @@ def add_to_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
             model.
         PlanError: the model is not patched.
     """
+    patched_models(model)
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     added = {id(parameter) for parameter in parameters(model)} - known
     missing = [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) in added]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import common_options, open_model, patch_flags, patch_options, weights_options
-from .output import note, progress, say_json, stdout
+from .output import note, progress, say, say_json, stdout
 
 if TYPE_CHECKING:
     from ..bench.upsampling import Case, Row
@@ -24,7 +24,7 @@ SHAPES = ((1, 256, 120, 120), (2, 64, 128, 128), (8, 128, 56, 56))
 MODEL_SIZE = (512, 512)
 
 
-class _Shape(click.ParamType[tuple[int, int, int, int]]):
+class _Shape(click.ParamType):  # type: ignore[type-arg]  # click before 8.4 has none
     """`1x256x120x120`: a batch of maps, NCHW."""
 
     name = "shape"
@@ -40,7 +40,7 @@ class _Shape(click.ParamType[tuple[int, int, int, int]]):
         return batch, channels, height, width
 
 
-class _Picture(click.ParamType[Path]):
+class _Picture(click.ParamType):  # type: ignore[type-arg]  # as above
     """A file to draw to, in a folder that exists."""
 
     name = "picture"
@@ -194,7 +194,7 @@ def _upsamplers(options: dict[str, Any], kept: bool) -> None:
         if not options["as_json"] and not options["markdown"]:
             _print_upsamplers(group)
     if options["markdown"]:
-        click.echo(tables(rows))
+        say(tables(rows))
     if picture is not None:
         from ..bench.plot import plot, plot_sweep
 

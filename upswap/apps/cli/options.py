@@ -33,7 +33,7 @@ _SHARED: dict[str, Any] = {
 }
 
 
-class _Size(click.ParamType[tuple[int, int]]):
+class _Size(click.ParamType):  # type: ignore[type-arg]  # click before 8.4 has none
     """`512` or `512x768`: height and width in pixels."""
 
     name = "H[xW]"
