@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
-from ..console import console, words
 from ..nn import arguments
 from ..nn.dysample import DySample
 from ..probe.inputs.inputs import as_inputs
 from ..probe.preserve import leaving_no_trace
 from ..surgery.wrappers import patched_models
 from .groups import upsamplers
-
-
-@dataclasses.dataclass(frozen=True)
-class Moved:
-    """How far one upsampler moves its points, in pixels of the map that it reads: lengths of offsets."""
-
-    path: str
-    mean: float
-    p95: float
-    """The 95th percentile."""
-    by_content: float
-    """The mean length of what depends on the map: what is left after the mean offset of each sub-pixel of each group."""
+from .row import Moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +25,9 @@ class Offsets:
     rows: tuple[Moved, ...]
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("upsampler")
-        for title in ("mean", "95 %", "by content"):
-            table.add_column(title, justify="right")
-        for row in self.rows:
-            table.add_row(words(row.path), *(f"{value:.3g}" for value in (row.mean, row.p95, row.by_content)))
-        console(file=text, width=100).print(table)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        from .table import of_offsets
+
+        return of_offsets(self.rows)
 
 
 def offsets(model: nn.Module, example_inputs: Any) -> Offsets:

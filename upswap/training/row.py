@@ -1,4 +1,4 @@
-"""One upsampler in a `Status`."""
+"""One upsampler in a `Status`, or in `Offsets`."""
 
 from __future__ import annotations
 
@@ -27,3 +27,15 @@ class Row:
     def ok(self) -> bool:
         """Whether nothing is lost: no problem was found."""
         return not self.problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """How far one upsampler moves its points, in pixels of the map that it reads: lengths of offsets."""
+
+    path: str
+    mean: float
+    p95: float
+    """The 95th percentile."""
+    by_content: float
+    """The mean length of what depends on the map: what is left after the mean offset of each sub-pixel of each group."""

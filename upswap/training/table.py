@@ -1,4 +1,4 @@
-"""The rows of a `Status` for people."""
+"""The rows of a `Status`, and of `Offsets`, for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..console import console, words
 from ..shown import Html, tag
 
 if TYPE_CHECKING:
-    from .row import Row
+    from .row import Moved, Row
 
 _TITLES = ("upsampler", "state", "trainable", "optimiser", "EMA")
 
@@ -20,10 +20,7 @@ _TITLES = ("upsampler", "state", "trainable", "optimiser", "EMA")
 def as_text(rows: Iterable[Row]) -> str:
     """A table, and below it what is wrong and what to do."""
     rows = tuple(rows)
-    text = io.StringIO()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in _TITLES:
-        table.add_column(title)
+    text, table = io.StringIO(), _table(_TITLES)
     for row in rows:
         table.add_row(*map(words, _cells(row)))
     printer = console(file=text, width=100)
@@ -33,6 +30,26 @@ def as_text(rows: Iterable[Row]) -> str:
         more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
         # What is pasted stays in its line.
         printer.print(words(f"{', '.join(paths[:2])}{more}: {problem}"), soft_wrap=True)
+    return _lines(text)
+
+
+def of_offsets(rows: Iterable[Moved]) -> str:
+    """A table of lengths in pixels."""
+    text, table = io.StringIO(), _table(("upsampler", "mean", "95 %", "by content"))
+    for row in rows:
+        table.add_row(words(row.path), *(f"{length:.3g}" for length in (row.mean, row.p95, row.by_content)))
+    console(file=text, width=100).print(table)
+    return _lines(text)
+
+
+def _table(titles: Iterable[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title)
+    return table
+
+
+def _lines(text: io.StringIO) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
