@@ -157,7 +157,7 @@ def test_freezing() -> None:
 
 
 def test_what_is_not_patched_says_so() -> None:
-    for function in (upswap.unpatch, upswap.plan_of, upswap.upsamplers):
+    for function in (upswap.unpatch, upswap.plan_of, upswap.freeze_host):
         with pytest.raises(upswap.PlanError, match=r"not patched.*upswap\.patch"):
             function(build())
 
