@@ -225,7 +225,7 @@ def convert(
     with progress("swapping"):
         check_model(model)
         if rewrite.is_patched(model):
-            check_same_options(rewrite.plan_of(model), options, source)
+            check_same_options(rewrite.plan_of(model), options, source, trust=trust)
             captured = capture(model, example_inputs)
             patch(model, example_inputs)  # which says that it is patched
         elif opened.weights is not None and opened.weights.plan is not None:

@@ -248,6 +248,13 @@ def test_every_other_file_says_what_it_is(tmp_path: Path) -> None:
         tmp_path / "folder": "is a folder",
         file("empty.pt", b""): "is empty",
         file("text.pt", b"hello"): "is no file of torch.save",
+        file("graph.onnx", b"\x08\x0a"): "is an ONNX graph, in which there is no module to patch",
+        file("photo.PNG", b"\x89PNG"): "is an image, no model",
+        file("book.ipynb", b"{}"): "is a notebook",
+        file("net.py", b"import torch"): "is Python code",
+        Path(
+            "unet"
+        ): "there is no file unet. A model of a library has the library before its name: smp:unet, timm:unet",
         file("lfs.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"): "git lfs pull",
         file("bare.pt", pickle.dumps({"a": 1})): "bare pickle",
         file("short.pt", whole[: len(whole) // 2]): "truncated",

@@ -47,7 +47,7 @@ def _is_of(path: Path, origin: Path) -> bool:
 def check_readable(path: Path) -> None:
     """`SourceError` unless there is a file at the path, with something in it."""
     if not os.path.exists(path):
-        raise SourceError(f"there is no file {path}")
+        raise SourceError(f"there is no file {path}{_of_a_library(path)}")
     if not path.is_file():
         raise SourceError(f"{path} is not a regular file")
     try:
@@ -57,6 +57,13 @@ def check_readable(path: Path) -> None:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     if not head:
         raise SourceError(f"{path} is empty")
+
+
+def _of_a_library(path: Path) -> str:
+    """What to say where a name that is no file may be that of a library's model."""
+    if path.suffix or len(path.parts) != 1:
+        return ""
+    return f". A model of a library has the library before its name: smp:{path}, timm:{path}, torchvision:{path}"
 
 
 def check_no_key(path: Path, key: str | None) -> None:

@@ -267,8 +267,10 @@ def _registered(name: str) -> _Registered:
     if name not in _FACTORIES:
         _import_announced(name)
     if name not in _FACTORIES:
+        near = difflib.get_close_matches(name, upsampler_names(), n=3)
         raise OptionError(
-            f"no upsampler named {name!r}; known are {', '.join(upsampler_names())}. One of your own has to be imported, or "
+            f"no upsampler named {name!r}; {'near it: ' + ', '.join(near) + '; ' if near else ''}known are "
+            f"{', '.join(upsampler_names())}. One of your own has to be imported, or "
             f"its package installed with an entry point of that name in the group {ENTRY_POINTS}"
         )
     return _FACTORIES[name]

@@ -96,6 +96,8 @@ class Plan:
     @property
     def summary(self) -> str:
         """In a line: `5 to swap, 2 to keep (1 logits, 1 context)`."""
+        if not self.sites:
+            return "it ran without a resize call, so that there is nothing to swap"
         kept = Counter(site.kind for site in self.kept)
         kinds = ", ".join(f"{count} {kind}" for kind, count in kept.items())
         return f"{len(self.swapped)} to swap, {len(self.kept)} to keep" + (f" ({kinds})" if kinds else "")

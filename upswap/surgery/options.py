@@ -53,10 +53,13 @@ def make_options(
     return Options(upsampler=name, config=config, overrides=tuple(changes), **shared)
 
 
-def check_same_options(plan: Plan, given: Mapping[str, Any], path: str, *, alone: bool = False) -> None:
+def check_same_options(
+    plan: Plan, given: Mapping[str, Any], path: str, *, alone: bool = False, trust: Iterable[str] = ()
+) -> None:
     """`OptionError` where a model in `path`, which is patched as `plan` says, would be patched otherwise with the options given.
 
-    What is not given may be as it is. `alone` says that the upsamplers in `path` have no host there.
+    What is not given may be as it is. `alone` says that the upsamplers in `path` have no host there. `trust` is what the file
+    was opened with.
     """
     asked, has = make_options(**given), plan.options
     differ: list[str] = []
@@ -73,7 +76,8 @@ def check_same_options(plan: Plan, given: Mapping[str, Any], path: str, *, alone
         if wanted != there:
             differ.append(f"{name} is {_shown(there)} there, not {_shown(wanted)}")
     if differ:
-        revert = f"; or take the upsamplers out and convert what that writes: upswap revert {shlex.quote(path)}"
+        command = ["upswap", "revert", path, *(part for package in trust for part in ("--trust", package))]
+        revert = f"; or take the upsamplers out and convert what that writes: {shlex.join(command)}"
         raise OptionError(
             f"{path} is patched already, in another way: {'; '.join(differ)}. Leave the options out{'' if alone else revert}"
         )

@@ -66,6 +66,8 @@ def convert(output: str | None, force: bool, dry_run: bool, **options: Any) -> N
 
 
 def _print(result: Mapping[str, Any], plan: Plan) -> None:
+    from rich.filesize import decimal
+
     from ...console import words
     from ...nn.registry import is_exact
     from ...plan.table import sites_table
@@ -87,7 +89,7 @@ def _print(result: Mapping[str, Any], plan: Plan) -> None:
         console.print("saved              nothing (dry run)")
         return
     size = _bytes(Path(result["saved"]))
-    console.print(f"saved              {result['saved']} ({size / 1e6:.1f} MB)\n")
+    console.print(f"saved              {result['saved']} ({decimal(size)})\n")
     console.print("In Python:\n")
     # As it is to be typed: no wrapping, no markup.
     say(f"    import upswap\n    {result['load']}")

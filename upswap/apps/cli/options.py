@@ -215,7 +215,8 @@ def open_model(options: dict[str, Any]) -> tuple[Source, Any]:
 
     source = open_source(options["source"], trust=options["trust"], weights=options["weights"], key=options["key"])
     if is_patched(source.model):
-        check_same_options(plan_of(source.model), patch_options(options, given_only=True), options["source"])
+        given = patch_options(options, given_only=True)
+        check_same_options(plan_of(source.model), given, options["source"], trust=options["trust"])
     if source.said is not None:
         note(source.said)
     size = options["input_size"]

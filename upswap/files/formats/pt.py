@@ -371,6 +371,16 @@ def _unpickled(file: BinaryIO, pairs: list[SafeGlobal], device: str) -> Any:
         torch._utils._sparse_tensors_to_validate.clear()
 
 
+#: Files that people have beside their models, and what to give in their place.
+_OTHERS = {
+    ".onnx": "an ONNX graph, in which there is no module to patch. Give the PyTorch model that it was exported from",
+    ".tflite": "a LiteRT model, in which there is no module to patch. Give the PyTorch model that it was made from",
+    ".ipynb": "a notebook. Give the model that it makes: upswap.patch(model) in it, or a file of torch.save",
+    ".py": "Python code. A model that it makes is named python:MODULE:FUNCTION, with the module's name and not its file's",
+    ".yaml": "a YAML file. Of ultralytics' models it is ultralytics:NAME.yaml",
+} | dict.fromkeys((".png", ".jpg", ".jpeg", ".webp"), "an image, no model")
+
+
 def _not_a_checkpoint(path: Path, error: Exception) -> str:
     """What a file that torch cannot read as a checkpoint most likely is."""
     with open(path, "rb") as file:
@@ -382,6 +392,9 @@ def _not_a_checkpoint(path: Path, error: Exception) -> str:
             f"{path} is a bare pickle, or was saved by torch before 1.6. If you made it, load and save it again with "
             "torch.save of today"
         )
+    other = _OTHERS.get(path.suffix.lower())
+    if other is not None:
+        return f"{path} is {other}"
     if not head.startswith(b"PK"):
         return f"{path} is no file of torch.save nor a .safetensors"
     try:
