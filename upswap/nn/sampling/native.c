@@ -1,0 +1,355 @@
+/* Reading a map at the points of a DySample, and the gradients of that, in float32 on a CPU: what native.py calls.
+ *
+ * Compiled alone, without any header of torch or Python. Bilinear, border clamped. A row of outputs is placed first: where each
+ * point of each group reads, and with which shares. In channels_last the channels of a point are then summed as vectors. In
+ * planes ("planar", NCHW) four points of a channel are read at once, as pairs of neighbours.
+ */
+#include <stdint.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
+/* The fields are those of `_Call` in native.py, in the same order. Strides are in elements. */
+typedef struct {
+    const float *x;       /* channels_last; forward, where planar: contiguous */
+    const float *field;   /* offsets (N, 2 * G * cells_y * cells_x, h / cells_y, w / cells_x), across before down */
+    const float *rows;    /* (h,) base positions in source pixels */
+    const float *columns; /* (w,) */
+    float *out;           /* forward: the output. backward: the gradient of it, that is read */
+    float *of_x;          /* backward: channels_last, of zeros */
+    float *of_field;      /* backward: (parts, *field.shape) */
+    float *scratch;       /* threads times upswap_scratch() numbers */
+    int64_t field_strides[4], of_field_strides[5];
+    int64_t images, height, width, channels, groups, target_height, target_width, cells_y, cells_x;
+    int64_t planar;       /* whether out is contiguous, not channels_last */
+    int64_t slices;       /* backward: of channels, that are summed alone: a divisor of groups, or a multiple that divides channels */
+    float gain;           /* what offsets are multiplied by to be source pixels */
+} Call;
+
+/* Where the points of one output row read, for each group in turn: w numbers each. */
+typedef struct {
+    float *across, *down;     /* the share of the right and of the lower neighbour; NaN where the offset is */
+    float *of_across, *of_down; /* gain, or 0 where the border stopped the point; later the gradient of the offset */
+    int32_t *at;              /* the pixel up left of the point */
+    int32_t *right, *lower;   /* how many floats further its neighbours are; 0 on the last column and row */
+    int32_t *edge;            /* planar: for each group, how many points the border stopped there, and which */
+    float *tile;              /* planar, backward: the gradient of SPAN points, all channels of each side by side */
+} Row;
+
+enum { SPAN = 64, LANES = 8, PAD = 48 };
+
+/* Outputs of so many bytes are written past the cache, which could not hold them. */
+static const int64_t STREAMED = 1 << 25;
+
+typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef double d2 __attribute__((vector_size(16), aligned(8), may_alias));
+typedef double d1 __attribute__((aligned(4), may_alias));
+#if defined(__clang__)
+#define SHUFFLED(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t i4 __attribute__((vector_size(16)));
+#define SHUFFLED(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
+#endif
+
+/* Arrays of a row start at different places within 4096 bytes: a processor takes others for the same while they are written. */
+static int64_t of_row(const Call *c) { return (c->target_width * c->groups + 15) / 16 * 16 + PAD; }
+static int64_t of_tile(const Call *c) { return (SPAN * c->channels + 15) / 16 * 16; }
+static int64_t of_pair(const Call *c) { return 2 * 8 * of_row(c); }
+int64_t upswap_scratch(const Call *c) { return of_pair(c) + of_tile(c); }
+
+static Row row_at(const Call *c, float *scratch)
+{
+    const int64_t n = of_row(c);
+    int32_t *whole = (int32_t *)(scratch + 4 * n);
+    return (Row){scratch, scratch + n, scratch + 2 * n, scratch + 3 * n, whole, whole + n, whole + 2 * n, whole + 3 * n, 0};
+}
+
+static float clamped(float p, float most) { return p < 0 ? 0 : p > most ? most : p; } /* NaN stays */
+
+/* Place output row y of image n, groups first to last. The pixel up left is at most `last_column`, `last_row`. */
+static void place(const Call *c, int64_t n, int64_t y, int64_t first, int64_t last, int32_t last_column, int32_t last_row, const Row *r)
+{
+    const int64_t w = c->target_width, sx = c->cells_x, cells = c->cells_y * sx, *s = c->field_strides;
+    const int64_t down = c->groups * cells * s[1];
+    const float *field = c->field + n * s[0] + (y / c->cells_y) * s[2] + (first * cells + (y % c->cells_y) * sx) * s[1];
+    if (s[1] == 1) /* in the order of its memory */
+        for (int64_t j = 0; j < w / sx; j++)
+            for (int64_t g = 0; g < last - first; g++)
+                for (int64_t i = 0; i < sx; i++) {
+                    const float *p = field + j * s[3] + g * cells + i;
+                    r->across[g * w + j * sx + i] = p[0];
+                    r->down[g * w + j * sx + i] = p[down];
+                }
+    else
+        for (int64_t g = 0; g < last - first; g++)
+            for (int64_t i = 0; i < sx; i++)
+                for (int64_t j = 0; j < w / sx; j++) {
+                    const float *p = field + j * s[3] + (g * cells + i) * s[1];
+                    r->across[g * w + j * sx + i] = p[0];
+                    r->down[g * w + j * sx + i] = p[down];
+                }
+    const float gain = c->gain, row = c->rows[y], most_x = (float)(c->width - 1), most_y = (float)(c->height - 1);
+    const int32_t W = (int32_t)c->width, H = (int32_t)c->height, C = (int32_t)c->channels;
+    for (int64_t g = 0; g < last - first; g++) {
+        float *across = r->across + g * w, *down_ = r->down + g * w, *of_across = r->of_across + g * w, *of_down = r->of_down + g * w;
+        int32_t *at = r->at + g * w, *right = r->right + g * w, *lower = r->lower + g * w;
+        const float *columns = c->columns;
+        #pragma omp simd
+        for (int64_t j = 0; j < w; j++) {
+            float px = columns[j] + gain * across[j], py = row + gain * down_[j];
+            of_across[j] = px > 0 && px < most_x ? gain : 0;
+            of_down[j] = py > 0 && py < most_y ? gain : 0;
+            px = clamped(px, most_x);
+            py = clamped(py, most_y);
+            int32_t ix = (int32_t)(px == px ? px : 0), iy = (int32_t)(py == py ? py : 0);
+            ix = ix < last_column ? ix : last_column;
+            iy = iy < last_row ? iy : last_row;
+            across[j] = px - (float)ix;
+            down_[j] = py - (float)iy;
+            at[j] = iy * W + ix;
+            right[j] = ix < W - 1 ? C : 0;
+            lower[j] = iy < H - 1 ? W * C : 0;
+        }
+    }
+}
+
+/* The shares of a point's four pixels; those of pixels that are not read are exactly 0. */
+typedef struct { float a, b, c, d; } Shares;
+
+static inline Shares shares(float x, float y)
+{
+    const float d = x * y, b = x - d, c = y - d;
+    return (Shares){1 - x - c, b, c, d};
+}
+
+static inline void blend(const float *p, int64_t right, int64_t lower, Shares s, float *o, int64_t channels, int streamed)
+{
+    const float *q = p + right, *u = p + lower, *v = u + right;
+    int64_t k = 0;
+#ifdef __AVX__
+    if (streamed)
+        for (; k + LANES <= channels; k += LANES)
+            _mm256_stream_ps(o + k, (__m256)(s.a * *(const v8 *)(p + k) + s.b * *(const v8 *)(q + k) + s.c * *(const v8 *)(u + k) + s.d * *(const v8 *)(v + k)));
+#else
+    (void)streamed;
+#endif
+    for (; k + LANES <= channels; k += LANES)
+        *(v8 *)(o + k) = s.a * *(const v8 *)(p + k) + s.b * *(const v8 *)(q + k) + s.c * *(const v8 *)(u + k) + s.d * *(const v8 *)(v + k);
+    for (; k < channels; k++) o[k] = s.a * p[k] + s.b * q[k] + s.c * u[k] + s.d * v[k];
+}
+
+/* One or two rows of an image, two columns at a time: their points read the same pixels. */
+static void forward_last(const Call *c, int64_t n, int64_t y, int rows, const Row *r, int streamed)
+{
+    const int64_t C = c->channels, G = c->groups, K = C / G, w = c->target_width;
+    const float *image = c->x + n * c->height * c->width * C;
+    float *out = c->out + (n * c->target_height + y) * w * C;
+    for (int64_t from = 0; from < w; from += 2)
+        for (int z = 0; z < rows; z++)
+            for (int64_t j = from; j < (from + 2 < w ? from + 2 : w); j++)
+                for (int64_t g = 0; g < G; g++) {
+                    const int64_t i = g * w + j;
+                    blend(image + r[z].at[i] * C + g * K, r[z].right[i], r[z].lower[i], shares(r[z].across[i], r[z].down[i]), out + (z * w + j) * C + g * K, K, streamed);
+                }
+}
+
+static inline v4 pairs(const float *p, const float *q) { return (v4)(d2){*(const d1 *)p, *(const d1 *)q}; }
+
+/* One row of an image in planes, at least 2 x 2 pixels. */
+static void forward_planar(const Call *c, int64_t n, int64_t y, const Row *r)
+{
+    const int64_t G = c->groups, K = c->channels / G, W = c->width, w = c->target_width;
+    const int64_t source = c->height * W, target = c->target_height * w;
+    for (int64_t g = 0; g < G; g++) {
+        const float *across = r->across + g * w, *down = r->down + g * w;
+        const int32_t *at = r->at + g * w;
+        /* The border stopped them right or below: there the left or upper pixel must not matter, were it infinite. */
+        int32_t *edge = r->edge + g * w, edges = 0;
+        for (int64_t j = 0; j < w; j++) {
+            edge[edges] = (int32_t)j;
+            edges += across[j] == 1 || down[j] == 1;
+        }
+        for (int64_t k = g * K; k < (g + 1) * K; k++) {
+            const float *p = c->x + (n * c->channels + k) * source;
+            float *o = c->out + (n * c->channels + k) * target + y * w;
+            int64_t j = 0;
+            for (; j + 4 <= w; j += 4) {
+                const float *i = p + at[j], *ii = p + at[j + 1], *iii = p + at[j + 2], *iv = p + at[j + 3];
+                const v4 first = pairs(i, ii), second = pairs(iii, iv), third = pairs(i + W, ii + W), fourth = pairs(iii + W, iv + W);
+                const v4 x = *(const v4 *)(across + j), d = x * *(const v4 *)(down + j), e = *(const v4 *)(down + j) - d;
+                *(v4 *)(o + j) = (1 - x - e) * SHUFFLED(first, second, 0, 2, 4, 6) + (x - d) * SHUFFLED(first, second, 1, 3, 5, 7)
+                    + e * SHUFFLED(third, fourth, 0, 2, 4, 6) + d * SHUFFLED(third, fourth, 1, 3, 5, 7);
+            }
+            for (; j < w; j++) {
+                const float *i = p + at[j];
+                const Shares s = shares(across[j], down[j]);
+                o[j] = s.a * i[0] + s.b * i[1] + s.c * i[W] + s.d * i[W + 1];
+            }
+            for (int32_t e = 0; e < edges; e++) {
+                const int64_t there = edge[e];
+                const float *i = p + at[there], x = across[there], z = down[there];
+                const float upper = x == 1 ? i[1] : (1 - x) * i[0] + x * i[1], under = x == 1 ? i[W + 1] : (1 - x) * i[W] + x * i[W + 1];
+                o[there] = z == 1 ? under : (1 - z) * upper + z * under;
+            }
+        }
+    }
+}
+
+/* to[j * to_step + i] = from[i * from_step + j] */
+static void transpose(const float *from, int64_t from_step, int64_t rows, int64_t columns, float *to, int64_t to_step)
+{
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4) {
+        int64_t j = 0;
+        for (; j + 4 <= columns; j += 4) {
+            const float *p = from + i * from_step + j;
+            float *q = to + j * to_step + i;
+            const v4 a = *(const v4 *)p, b = *(const v4 *)(p + from_step), c = *(const v4 *)(p + 2 * from_step), d = *(const v4 *)(p + 3 * from_step);
+            const v4 e = SHUFFLED(a, b, 0, 4, 1, 5), f = SHUFFLED(a, b, 2, 6, 3, 7), g = SHUFFLED(c, d, 0, 4, 1, 5), h = SHUFFLED(c, d, 2, 6, 3, 7);
+            *(v4 *)q = SHUFFLED(e, g, 0, 1, 4, 5);
+            *(v4 *)(q + to_step) = SHUFFLED(e, g, 2, 3, 6, 7);
+            *(v4 *)(q + 2 * to_step) = SHUFFLED(f, h, 0, 1, 4, 5);
+            *(v4 *)(q + 3 * to_step) = SHUFFLED(f, h, 2, 3, 6, 7);
+        }
+        for (; j < columns; j++)
+            for (int64_t k = i; k < i + 4; k++) to[j * to_step + k] = from[k * from_step + j];
+    }
+    for (; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++) to[j * to_step + i] = from[i * from_step + j];
+}
+
+static inline float sum(v8 v) { return v[0] + v[1] + v[2] + v[3] + v[4] + v[5] + v[6] + v[7]; }
+
+/* Add the gradient t of point i to those of the four pixels it read, at `of_x`; and the gradient of its offset. */
+static inline void spread(const Row *r, int64_t i, const float *p, float *of_x, const float *t, int64_t channels)
+{
+    const int64_t right = r->right[i], lower = r->lower[i];
+    const float x = r->across[i], y = r->down[i], *q = p + right, *u = p + lower, *v = u + right;
+    const Shares s = shares(x, y);
+    v8 a = {0}, b = {0}, c = {0}, d = {0};
+    int64_t k = 0;
+    /* One after the other: on the last column and row they are the same pixel. */
+    for (; k + LANES <= channels; k += LANES) {
+        const v8 g = *(const v8 *)(t + k);
+        a += g * *(const v8 *)(p + k);
+        b += g * *(const v8 *)(q + k);
+        c += g * *(const v8 *)(u + k);
+        d += g * *(const v8 *)(v + k);
+        *(v8 *)(of_x + k) += s.a * g;
+        *(v8 *)(of_x + right + k) += s.b * g;
+        *(v8 *)(of_x + lower + k) += s.c * g;
+        *(v8 *)(of_x + lower + right + k) += s.d * g;
+    }
+    float pa = sum(a), pb = sum(b), pc = sum(c), pd = sum(d);
+    for (; k < channels; k++) {
+        pa += t[k] * p[k];
+        pb += t[k] * q[k];
+        pc += t[k] * u[k];
+        pd += t[k] * v[k];
+        of_x[k] += s.a * t[k];
+        of_x[right + k] += s.b * t[k];
+        of_x[lower + k] += s.c * t[k];
+        of_x[lower + right + k] += s.d * t[k];
+    }
+    r->of_across[i] *= (1 - y) * (pb - pa) + y * (pd - pc);
+    r->of_down[i] *= (1 - x) * (pc - pa) + x * (pd - pb);
+}
+
+/* Row y of an image, for the channels of one slice: some whole groups, or one part of a group. */
+static void backward_row(const Call *c, int64_t n, int64_t y, int64_t slice, const Row *r)
+{
+    const int64_t C = c->channels, G = c->groups, w = c->target_width, plane = c->target_height * w;
+    const int64_t parts = c->slices > G ? c->slices / G : 1, groups = c->slices > G ? 1 : G / c->slices;
+    const int64_t first = slice * groups / parts, start = slice * (C / c->slices), K = C / c->slices / groups;
+    const int64_t image = n * c->height * c->width * C + start;
+    place(c, n, y, first, first + groups, (int32_t)c->width - 1, (int32_t)c->height - 1, r);
+    for (int64_t from = 0; from < w; from += SPAN) {
+        const int64_t to = from + SPAN < w ? from + SPAN : w;
+        const float *grad = c->out + (n * plane + y * w + from) * C + start;
+        int64_t step = C;
+        if (c->planar) {
+            transpose(c->out + (n * C + start) * plane + y * w + from, plane, C / c->slices, to - from, r->tile, C / c->slices);
+            grad = r->tile;
+            step = C / c->slices;
+        }
+        for (int64_t j = from; j < to; j++)
+            for (int64_t g = 0; g < groups; g++) {
+                const int64_t pixel = image + r->at[g * w + j] * C + g * K;
+                spread(r, g * w + j, c->x + pixel, c->of_x + pixel, grad + (j - from) * step + g * K, K);
+            }
+    }
+    const int64_t sx = c->cells_x, cells = c->cells_y * sx, *s = c->of_field_strides, down = G * cells * s[2];
+    float *of_field = c->of_field + (slice % parts) * s[0] + n * s[1] + (first * cells + (y % c->cells_y) * sx) * s[2] + (y / c->cells_y) * s[3];
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t i = 0; i < sx; i++)
+            for (int64_t j = 0; j < w / sx; j++) {
+                float *p = of_field + (g * cells + i) * s[2] + j * s[4];
+                p[0] = r->of_across[g * w + j * sx + i];
+                p[down] = r->of_down[g * w + j * sx + i];
+            }
+}
+
+/* Whether more than one thread may be asked for. */
+int upswap_parallel(void)
+{
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+static float *own_scratch(const Call *c)
+{
+#ifdef _OPENMP
+    return c->scratch + omp_get_thread_num() * upswap_scratch(c);
+#else
+    return c->scratch;
+#endif
+}
+
+void upswap_forward(const Call *c, int threads)
+{
+    const int64_t pairs_of_rows = (c->target_height + 1) / 2, C = c->channels;
+    const int32_t spare = c->planar ? 2 : 1;
+    const int aligned = (uintptr_t)c->out % 32 == 0 && C / c->groups % LANES == 0;
+    const int streamed = aligned && 4 * c->images * c->target_height * c->target_width * C >= STREAMED;
+    (void)threads;
+    #pragma omp parallel num_threads(threads)
+    {
+        float *scratch = own_scratch(c);
+        const Row r[2] = {row_at(c, scratch), row_at(c, scratch + of_pair(c) / 2)};
+        #pragma omp for schedule(static)
+        for (int64_t i = 0; i < c->images * pairs_of_rows; i++) {
+            const int64_t n = i / pairs_of_rows, y = i % pairs_of_rows * 2;
+            const int rows = y + 1 < c->target_height ? 2 : 1;
+            for (int z = 0; z < rows; z++) {
+                place(c, n, y + z, 0, c->groups, (int32_t)c->width - spare, (int32_t)c->height - spare, r + z);
+                if (c->planar) forward_planar(c, n, y + z, r + z);
+            }
+            if (!c->planar) forward_last(c, n, y, rows, r, streamed);
+        }
+#ifdef __AVX__
+        _mm_sfence();
+#endif
+    }
+}
+
+/* Each slice of each image is one thread's: the sums are the same in every run. */
+void upswap_backward(const Call *c, int threads)
+{
+    (void)threads;
+    #pragma omp parallel num_threads(threads)
+    {
+        float *scratch = own_scratch(c);
+        Row r = row_at(c, scratch);
+        r.tile = scratch + of_pair(c);
+        #pragma omp for schedule(static)
+        for (int64_t i = 0; i < c->images * c->slices; i++)
+            for (int64_t y = 0; y < c->target_height; y++) backward_row(c, i / c->slices, y, i % c->slices, &r);
+    }
+}
