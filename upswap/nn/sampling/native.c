@@ -39,6 +39,9 @@ typedef struct {
     float *tile;              /* planar, backward: the gradient of SPAN points, all channels of each side by side */
 } Row;
 
+/* With a constant number of channels the loops over them are none: half of the time where groups are short. */
+#define INLINED static inline __attribute__((always_inline))
+
 enum { SPAN = 64, LANES = 8, PAD = 48 };
 
 /* Outputs of so many bytes are written past the cache, which could not hold them. */
@@ -70,20 +73,34 @@ static Row row_at(const Call *c, float *scratch)
 
 static float clamped(float p, float most) { return p < 0 ? 0 : p > most ? most : p; } /* NaN stays */
 
+/* Offsets of a row from a field in channels_last, in the order of its memory. */
+INLINED void read_pixels(const Row *r, const float *field, int64_t down, int64_t step, int64_t w, int64_t groups, int64_t cells, const int64_t sx)
+{
+    for (int64_t j = 0; j < w / sx; j++)
+        for (int64_t g = 0; g < groups; g++) {
+            const float *p = field + j * step + g * cells;
+            float *across = r->across + g * w + j * sx, *downwards = r->down + g * w + j * sx;
+            if (sx == 2) {
+                *(d1 *)across = *(const d1 *)p;
+                *(d1 *)downwards = *(const d1 *)(p + down);
+            } else
+                for (int64_t i = 0; i < sx; i++) {
+                    across[i] = p[i];
+                    downwards[i] = p[down + i];
+                }
+        }
+}
+
 /* Place output row y of image n, groups first to last. The pixel up left is at most `last_column`, `last_row`. */
 static void place(const Call *c, int64_t n, int64_t y, int64_t first, int64_t last, int32_t last_column, int32_t last_row, const Row *r)
 {
     const int64_t w = c->target_width, sx = c->cells_x, cells = c->cells_y * sx, *s = c->field_strides;
     const int64_t down = c->groups * cells * s[1];
     const float *field = c->field + n * s[0] + (y / c->cells_y) * s[2] + (first * cells + (y % c->cells_y) * sx) * s[1];
-    if (s[1] == 1) /* in the order of its memory */
-        for (int64_t j = 0; j < w / sx; j++)
-            for (int64_t g = 0; g < last - first; g++)
-                for (int64_t i = 0; i < sx; i++) {
-                    const float *p = field + j * s[3] + g * cells + i;
-                    r->across[g * w + j * sx + i] = p[0];
-                    r->down[g * w + j * sx + i] = p[down];
-                }
+    if (s[1] == 1 && sx == 2)
+        read_pixels(r, field, down, s[3], w, last - first, cells, 2);
+    else if (s[1] == 1)
+        read_pixels(r, field, down, s[3], w, last - first, cells, sx);
     else
         for (int64_t g = 0; g < last - first; g++)
             for (int64_t i = 0; i < sx; i++)
@@ -126,7 +143,7 @@ static inline Shares shares(float x, float y)
     return (Shares){1 - x - c, b, c, d};
 }
 
-static inline void blend(const float *p, int64_t right, int64_t lower, Shares s, float *o, int64_t channels, int streamed)
+INLINED void blend(const float *p, int64_t right, int64_t lower, Shares s, float *o, int64_t channels, int streamed)
 {
     const float *q = p + right, *u = p + lower, *v = u + right;
     int64_t k = 0;
@@ -143,9 +160,9 @@ static inline void blend(const float *p, int64_t right, int64_t lower, Shares s,
 }
 
 /* One or two rows of an image, two columns at a time: their points read the same pixels. */
-static void forward_last(const Call *c, int64_t n, int64_t y, int rows, const Row *r, int streamed)
+INLINED void forward_last_of(const Call *c, int64_t n, int64_t y, int rows, const Row *r, const int streamed, const int64_t K)
 {
-    const int64_t C = c->channels, G = c->groups, K = C / G, w = c->target_width;
+    const int64_t C = c->channels, G = c->groups, w = c->target_width;
     const float *image = c->x + n * c->height * c->width * C;
     float *out = c->out + (n * c->target_height + y) * w * C;
     for (int64_t from = 0; from < w; from += 2)
@@ -155,6 +172,17 @@ static void forward_last(const Call *c, int64_t n, int64_t y, int rows, const Ro
                     const int64_t i = g * w + j;
                     blend(image + r[z].at[i] * C + g * K, r[z].right[i], r[z].lower[i], shares(r[z].across[i], r[z].down[i]), out + (z * w + j) * C + g * K, K, streamed);
                 }
+}
+
+static void forward_last(const Call *c, int64_t n, int64_t y, int rows, const Row *r, int streamed)
+{
+    const int64_t K = c->channels / c->groups;
+    if (K == 16 && streamed)
+        forward_last_of(c, n, y, rows, r, 1, 16);
+    else if (K == 16)
+        forward_last_of(c, n, y, rows, r, 0, 16);
+    else
+        forward_last_of(c, n, y, rows, r, streamed, K);
 }
 
 static inline v4 pairs(const float *p, const float *q) { return (v4)(d2){*(const d1 *)p, *(const d1 *)q}; }
@@ -222,10 +250,19 @@ static void transpose(const float *from, int64_t from_step, int64_t rows, int64_
         for (int64_t j = 0; j < columns; j++) to[j * to_step + i] = from[i * from_step + j];
 }
 
-static inline float sum(v8 v) { return v[0] + v[1] + v[2] + v[3] + v[4] + v[5] + v[6] + v[7]; }
+/* The two halves of the lanes, added. */
+static inline v4 halved(const v8 *v) { return ((const v4 *)v)[0] + ((const v4 *)v)[1]; }
+
+/* What the lanes of each add up to. */
+static inline v4 sums(v8 a, v8 b, v8 c, v8 d)
+{
+    const v4 e = halved(&a), f = halved(&b), g = halved(&c), h = halved(&d);
+    const v4 i = SHUFFLED(e, f, 0, 4, 1, 5) + SHUFFLED(e, f, 2, 6, 3, 7), j = SHUFFLED(g, h, 0, 4, 1, 5) + SHUFFLED(g, h, 2, 6, 3, 7);
+    return SHUFFLED(i, j, 0, 1, 4, 5) + SHUFFLED(i, j, 2, 3, 6, 7);
+}
 
 /* Add the gradient t of point i to those of the four pixels it read, at `of_x`; and the gradient of its offset. */
-static inline void spread(const Row *r, int64_t i, const float *p, float *of_x, const float *t, int64_t channels)
+INLINED void spread(const Row *r, int64_t i, const float *p, float *of_x, const float *t, int64_t channels)
 {
     const int64_t right = r->right[i], lower = r->lower[i];
     const float x = r->across[i], y = r->down[i], *q = p + right, *u = p + lower, *v = u + right;
@@ -244,7 +281,8 @@ static inline void spread(const Row *r, int64_t i, const float *p, float *of_x, 
         *(v8 *)(of_x + lower + k) += s.c * g;
         *(v8 *)(of_x + lower + right + k) += s.d * g;
     }
-    float pa = sum(a), pb = sum(b), pc = sum(c), pd = sum(d);
+    const v4 of_lanes = sums(a, b, c, d);
+    float pa = of_lanes[0], pb = of_lanes[1], pc = of_lanes[2], pd = of_lanes[3];
     for (; k < channels; k++) {
         pa += t[k] * p[k];
         pb += t[k] * q[k];
@@ -259,12 +297,12 @@ static inline void spread(const Row *r, int64_t i, const float *p, float *of_x, 
     r->of_down[i] *= (1 - x) * (pc - pa) + x * (pd - pb);
 }
 
-/* Row y of an image, for the channels of one slice: some whole groups, or one part of a group. */
-static void backward_row(const Call *c, int64_t n, int64_t y, int64_t slice, const Row *r)
+/* Row y of an image, for the channels of one slice: some whole groups, or one part of a group, of K channels. */
+INLINED void backward_row_of(const Call *c, int64_t n, int64_t y, int64_t slice, const Row *r, const int64_t K)
 {
     const int64_t C = c->channels, G = c->groups, w = c->target_width, plane = c->target_height * w;
     const int64_t parts = c->slices > G ? c->slices / G : 1, groups = c->slices > G ? 1 : G / c->slices;
-    const int64_t first = slice * groups / parts, start = slice * (C / c->slices), K = C / c->slices / groups;
+    const int64_t first = slice * groups / parts, start = slice * (C / c->slices);
     const int64_t image = n * c->height * c->width * C + start;
     place(c, n, y, first, first + groups, (int32_t)c->width - 1, (int32_t)c->height - 1, r);
     for (int64_t from = 0; from < w; from += SPAN) {
@@ -292,6 +330,18 @@ static void backward_row(const Call *c, int64_t n, int64_t y, int64_t slice, con
                 p[down] = r->of_down[g * w + j * sx + i];
             }
 }
+
+static void backward_row(const Call *c, int64_t n, int64_t y, int64_t slice, const Row *r)
+{
+    const int64_t K = c->slices > c->groups ? c->channels / c->slices : c->channels / c->groups;
+    if (K == 16)
+        backward_row_of(c, n, y, slice, r, 16);
+    else
+        backward_row_of(c, n, y, slice, r, K);
+}
+
+/* A number of this text: see compile_native.py. */
+int64_t upswap_source(void) { return UPSWAP_SOURCE; }
 
 /* Whether more than one thread may be asked for. */
 int upswap_parallel(void)

@@ -10,23 +10,22 @@ import ctypes
 import functools
 import math
 import os
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import compile_native
 from . import memory_format as layout
 from .positions import Pair, Scheme
-
-_LIBRARY = Path(__file__).with_name("_native.so")
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The fewest channels that a thread gets of a group that is divided among threads.
 _FEWEST = 8
 # A call indexes an image with 32 bits.
 _LARGEST = 2**31
+# Fewer numbers in an output are not worth waking a thread for.
+_SMALL = 2**15
 
 _TENSORS = ("x", "field", "rows", "columns", "out", "of_x", "of_field", "scratch")
 _NUMBERS = (
@@ -50,16 +49,16 @@ class _Call(ctypes.Structure):
 @functools.cache
 def library() -> Any:
     """The compiled code, None where there is none that this machine can run."""
-    # For x86-64 it is compiled with AVX2; torch has looked at what the processor has.
-    if platform.machine().lower() in ("x86_64", "amd64") and "AVX" not in torch.backends.cpu.get_cpu_capability():
-        return None
-    if not _LIBRARY.exists():
+    if compile_native.is_x86() and "AVX" not in torch.backends.cpu.get_cpu_capability():
         return None
     try:
-        found = ctypes.CDLL(str(_LIBRARY))
-    except OSError:  # of another platform, or without its runtime of OpenMP
+        found, number = ctypes.CDLL(str(compile_native.BINARY)), compile_native.source_number()
+    except OSError:  # there is none, or it is of another platform, or lacks its runtime of OpenMP
         return None
-    found.upswap_scratch.restype = ctypes.c_int64
+    for function in (found.upswap_source, found.upswap_scratch):
+        function.restype = ctypes.c_int64
+    if found.upswap_source() != number:  # of a checkout that went on
+        return None
     for function in (found.upswap_forward, found.upswap_backward):
         function.argtypes, function.restype = (ctypes.POINTER(_Call), ctypes.c_int), None
     return found
@@ -103,7 +102,7 @@ def forward(x: Tensor, offsets: Tensor, base: tuple[Tensor, Tensor], size: Pair,
     out = torch.empty(shape, dtype=torch.float32, device=x.device, memory_format=memory_format)
     call = _call(full, offsets, base, out, scheme)
     call.planar = memory_format == torch.contiguous_format
-    _run(library().upswap_forward, call)
+    _run(library().upswap_forward, call, _threads(out))
     return out.to(x.dtype)
 
 
@@ -128,11 +127,11 @@ def backward(
     full = layout.channels_last(x.to(torch.float32))
     of_x = torch.zeros_like(full)
     call = _call(full, offsets, base, grad, scheme)
-    call.planar, call.slices = not last, _slices(x.shape[0], x.shape[1], scheme.groups, torch.get_num_threads())
+    call.planar, call.slices = not last, _slices(x.shape[0], x.shape[1], scheme.groups, _threads(grad))
     of_offsets = offsets.new_empty((max(1, call.slices // scheme.groups), *offsets.shape))
     call.of_x, call.of_field = of_x.data_ptr(), of_offsets.data_ptr()
     call.of_field_strides = (ctypes.c_int64 * 5)(*of_offsets.stride())
-    _run(library().upswap_backward, call)
+    _run(library().upswap_backward, call, min(_threads(grad), call.images * call.slices))
     of_x = of_x if last else layout.contiguous(of_x)
     return of_x.to(x.dtype), of_offsets[0] if len(of_offsets) == 1 else of_offsets.sum(0)
 
@@ -149,8 +148,11 @@ def _call(x: Tensor, offsets: Tensor, base: tuple[Tensor, Tensor], out: Tensor, 
     return call
 
 
-def _run(function: Any, call: _Call) -> None:
-    threads = torch.get_num_threads()
+def _threads(out: Tensor) -> int:
+    return torch.get_num_threads() if out.numel() >= _SMALL else 1
+
+
+def _run(function: Any, call: _Call, threads: int) -> None:
     numbers = threads * library().upswap_scratch(ctypes.byref(call))
     scratch = torch.empty(numbers, dtype=torch.float32, device="cpu")
     call.scratch = scratch.data_ptr()
