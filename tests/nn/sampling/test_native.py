@@ -343,19 +343,3 @@ def test_code_of_another_text_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.undo()
     native.library.cache_clear()
     assert native.library() is not None
-
-
-def test_without_a_compiler_there_is_a_reason_and_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    binary = tmp_path / "_native.so"
-    for environment, reason in (
-        ({"UPSWAP_NATIVE": "0"}, "UPSWAP_NATIVE is 0"),
-        ({"CC": str(tmp_path / "none")}, "cannot be run"),
-        ({"CC": "false"}, "false failed: exit code 1"),
-        ({"PATH": str(tmp_path)}, "there is no C compiler"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.delenv("CC", raising=False)
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            assert reason in (compile_native.compile_native(binary) or "")
-    assert list(tmp_path.iterdir()) == []

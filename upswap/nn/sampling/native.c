@@ -219,9 +219,10 @@ static void forward_planar(const Call *c, int64_t n, int64_t y, const Row *r)
             }
             for (int32_t e = 0; e < edges; e++) {
                 const int64_t there = edge[e];
-                const float *i = p + at[there], x = across[there], z = down[there];
-                const float upper = x == 1 ? i[1] : (1 - x) * i[0] + x * i[1], under = x == 1 ? i[W + 1] : (1 - x) * i[W] + x * i[W + 1];
-                o[there] = z == 1 ? under : (1 - z) * upper + z * under;
+                const int64_t right = across[there] != 1, lower = down[there] != 1 ? W : 0;
+                const float *i = p + at[there] + !right + (W - lower);
+                const Shares s = shares(right ? across[there] : 0, lower ? down[there] : 0);
+                o[there] = s.a * i[0] + s.b * i[right] + s.c * i[lower] + s.d * i[lower + right];
             }
         }
     }
