@@ -42,7 +42,7 @@ typedef struct {
 /* With a constant number of channels the loops over them are none: half of the time where groups are short. */
 #define INLINED static inline __attribute__((always_inline))
 
-enum { SPAN = 64, LANES = 8, PAD = 48 };
+enum { ROWS = 2, SPAN = 64, LANES = 8, PAD = 48 };
 
 /* Outputs of so many bytes are written past the cache, which could not hold them. */
 static const int64_t STREAMED = 1 << 25;
@@ -61,8 +61,7 @@ typedef int32_t i4 __attribute__((vector_size(16)));
 /* Arrays of a row start at different places within 4096 bytes: a processor takes others for the same while they are written. */
 static int64_t of_row(const Call *c) { return (c->target_width * c->groups + 15) / 16 * 16 + PAD; }
 static int64_t of_tile(const Call *c) { return (SPAN * c->channels + 15) / 16 * 16; }
-static int64_t of_pair(const Call *c) { return 2 * 8 * of_row(c); }
-int64_t upswap_scratch(const Call *c) { return of_pair(c) + of_tile(c); }
+int64_t upswap_scratch(const Call *c) { return ROWS * 8 * of_row(c) + of_tile(c); }
 
 static Row row_at(const Call *c, float *scratch)
 {
@@ -159,7 +158,7 @@ INLINED void blend(const float *p, int64_t right, int64_t lower, Shares s, float
     for (; k < channels; k++) o[k] = s.a * p[k] + s.b * q[k] + s.c * u[k] + s.d * v[k];
 }
 
-/* One or two rows of an image, two columns at a time: their points read the same pixels. */
+/* Some rows of an image, two columns at a time: points beside and below each other read the same pixels. */
 INLINED void forward_last_of(const Call *c, int64_t n, int64_t y, int rows, const Row *r, const int streamed, const int64_t K)
 {
     const int64_t C = c->channels, G = c->groups, w = c->target_width;
@@ -187,43 +186,60 @@ static void forward_last(const Call *c, int64_t n, int64_t y, int rows, const Ro
 
 static inline v4 pairs(const float *p, const float *q) { return (v4)(d2){*(const d1 *)p, *(const d1 *)q}; }
 
-/* One row of an image in planes, at least 2 x 2 pixels. */
-static void forward_planar(const Call *c, int64_t n, int64_t y, const Row *r)
+/* The points that the border stopped right or below: there the left or upper pixel must not matter, were it infinite. */
+static int32_t find_edges(const float *across, const float *down, int64_t w, int32_t *edge)
+{
+    int32_t edges = 0;
+    for (int64_t j = 0; j < w; j++) {
+        edge[edges] = (int32_t)j;
+        edges += across[j] == 1 || down[j] == 1;
+    }
+    return edges;
+}
+
+/* Four points of one channel: each row of a point's pixels is read as a pair of neighbours. */
+INLINED v4 four(const float *p, const int32_t *at, int64_t W, v4 a, v4 b, v4 c, v4 d)
+{
+    const float *i = p + at[0], *ii = p + at[1], *iii = p + at[2], *iv = p + at[3];
+    const v4 first = pairs(i, ii), second = pairs(iii, iv), third = pairs(i + W, ii + W), fourth = pairs(iii + W, iv + W);
+    return a * SHUFFLED(first, second, 0, 2, 4, 6) + b * SHUFFLED(first, second, 1, 3, 5, 7) + c * SHUFFLED(third, fourth, 0, 2, 4, 6) + d * SHUFFLED(third, fourth, 1, 3, 5, 7);
+}
+
+/* A row of outputs of two channels, of p and of p + further, in planes of at least 2 x 2 pixels. */
+static void forward_line(const float *p, int64_t further, int64_t W, int64_t w, const Row *r, int64_t g, int32_t edges, float *o, int64_t o_further)
+{
+    const float *across = r->across + g * w, *down = r->down + g * w;
+    const int32_t *at = r->at + g * w, *edge = r->edge + g * w;
+    int64_t j = 0;
+    for (; j + 4 <= w; j += 4) {
+        const v4 x = *(const v4 *)(across + j), y = *(const v4 *)(down + j), d = x * y, b = x - d, c = y - d, a = 1 - x - c;
+        const v4 one = four(p, at + j, W, a, b, c, d), other = four(p + further, at + j, W, a, b, c, d);
+        *(v4 *)(o + j) = one;
+        *(v4 *)(o + o_further + j) = other;
+    }
+    for (int64_t e = 0; e < edges + w - j; e++) {
+        const int64_t there = e < edges ? edge[e] : j + e - edges;
+        const int64_t right = across[there] != 1, lower = down[there] != 1 ? W : 0;
+        const float *i = p + at[there] + !right + (W - lower), *ii = i + further;
+        const Shares s = shares(right ? across[there] : 0, lower ? down[there] : 0);
+        o[there] = s.a * i[0] + s.b * i[right] + s.c * i[lower] + s.d * i[lower + right];
+        o[o_further + there] = s.a * ii[0] + s.b * ii[right] + s.c * ii[lower] + s.d * ii[lower + right];
+    }
+}
+
+/* Some rows of an image, plane by plane: what rows below each other read stays in the first cache. */
+static void forward_planar(const Call *c, int64_t n, int64_t y, int rows, const Row *r)
 {
     const int64_t G = c->groups, K = c->channels / G, W = c->width, w = c->target_width;
     const int64_t source = c->height * W, target = c->target_height * w;
     for (int64_t g = 0; g < G; g++) {
-        const float *across = r->across + g * w, *down = r->down + g * w;
-        const int32_t *at = r->at + g * w;
-        /* The border stopped them right or below: there the left or upper pixel must not matter, were it infinite. */
-        int32_t *edge = r->edge + g * w, edges = 0;
-        for (int64_t j = 0; j < w; j++) {
-            edge[edges] = (int32_t)j;
-            edges += across[j] == 1 || down[j] == 1;
-        }
-        for (int64_t k = g * K; k < (g + 1) * K; k++) {
-            const float *p = c->x + (n * c->channels + k) * source;
-            float *o = c->out + (n * c->channels + k) * target + y * w;
-            int64_t j = 0;
-            for (; j + 4 <= w; j += 4) {
-                const float *i = p + at[j], *ii = p + at[j + 1], *iii = p + at[j + 2], *iv = p + at[j + 3];
-                const v4 first = pairs(i, ii), second = pairs(iii, iv), third = pairs(i + W, ii + W), fourth = pairs(iii + W, iv + W);
-                const v4 x = *(const v4 *)(across + j), d = x * *(const v4 *)(down + j), e = *(const v4 *)(down + j) - d;
-                *(v4 *)(o + j) = (1 - x - e) * SHUFFLED(first, second, 0, 2, 4, 6) + (x - d) * SHUFFLED(first, second, 1, 3, 5, 7)
-                    + e * SHUFFLED(third, fourth, 0, 2, 4, 6) + d * SHUFFLED(third, fourth, 1, 3, 5, 7);
-            }
-            for (; j < w; j++) {
-                const float *i = p + at[j];
-                const Shares s = shares(across[j], down[j]);
-                o[j] = s.a * i[0] + s.b * i[1] + s.c * i[W] + s.d * i[W + 1];
-            }
-            for (int32_t e = 0; e < edges; e++) {
-                const int64_t there = edge[e];
-                const int64_t right = across[there] != 1, lower = down[there] != 1 ? W : 0;
-                const float *i = p + at[there] + !right + (W - lower);
-                const Shares s = shares(right ? across[there] : 0, lower ? down[there] : 0);
-                o[there] = s.a * i[0] + s.b * i[right] + s.c * i[lower] + s.d * i[lower + right];
-            }
+        int32_t edges[ROWS];
+        for (int z = 0; z < rows; z++) edges[z] = find_edges(r[z].across + g * w, r[z].down + g * w, w, r[z].edge + g * w);
+        const int64_t first = n * c->channels + g * K;
+        for (int64_t k = first; k < first + K; k += 2) {
+            const int64_t another = k + 1 < first + K; /* the last of an odd number is its own neighbour */
+            for (int z = 0; z < rows; z++)
+                forward_line(c->x + k * source, another * source, W, w, r + z, g, edges[z], c->out + k * target + (y + z) * w, another * target);
         }
     }
 }
@@ -365,7 +381,7 @@ static float *own_scratch(const Call *c)
 
 void upswap_forward(const Call *c, int threads)
 {
-    const int64_t pairs_of_rows = (c->target_height + 1) / 2, C = c->channels;
+    const int64_t together = c->planar ? ROWS : 2, blocks = (c->target_height + together - 1) / together, C = c->channels;
     const int32_t spare = c->planar ? 2 : 1;
     const int aligned = (uintptr_t)c->out % 32 == 0 && C / c->groups % LANES == 0;
     const int streamed = aligned && 4 * c->images * c->target_height * c->target_width * C >= STREAMED;
@@ -373,16 +389,18 @@ void upswap_forward(const Call *c, int threads)
     #pragma omp parallel num_threads(threads)
     {
         float *scratch = own_scratch(c);
-        const Row r[2] = {row_at(c, scratch), row_at(c, scratch + of_pair(c) / 2)};
+        Row r[ROWS];
+        for (int z = 0; z < ROWS; z++) r[z] = row_at(c, scratch + z * 8 * of_row(c));
         #pragma omp for schedule(static)
-        for (int64_t i = 0; i < c->images * pairs_of_rows; i++) {
-            const int64_t n = i / pairs_of_rows, y = i % pairs_of_rows * 2;
-            const int rows = y + 1 < c->target_height ? 2 : 1;
-            for (int z = 0; z < rows; z++) {
+        for (int64_t i = 0; i < c->images * blocks; i++) {
+            const int64_t n = i / blocks, y = i % blocks * together, left = c->target_height - y;
+            const int rows = (int)(left < together ? left : together);
+            for (int z = 0; z < rows; z++)
                 place(c, n, y + z, 0, c->groups, (int32_t)c->width - spare, (int32_t)c->height - spare, r + z);
-                if (c->planar) forward_planar(c, n, y + z, r + z);
-            }
-            if (!c->planar) forward_last(c, n, y, rows, r, streamed);
+            if (c->planar)
+                forward_planar(c, n, y, rows, r);
+            else
+                forward_last(c, n, y, rows, r, streamed);
         }
 #ifdef __AVX__
         _mm_sfence();
@@ -398,7 +416,7 @@ void upswap_backward(const Call *c, int threads)
     {
         float *scratch = own_scratch(c);
         Row r = row_at(c, scratch);
-        r.tile = scratch + of_pair(c);
+        r.tile = scratch + ROWS * 8 * of_row(c);
         #pragma omp for schedule(static)
         for (int64_t i = 0; i < c->images * c->slices; i++)
             for (int64_t y = 0; y < c->target_height; y++) backward_row(c, i / c->slices, y, i % c->slices, &r);
