@@ -19,7 +19,7 @@ typedef struct {
     const float *rows;    /* (h,) base positions in source pixels */
     const float *columns; /* (w,) */
     float *out;           /* forward: the output. backward: the gradient of it, that is read */
-    float *of_x;          /* backward: channels_last, of zeros */
+    float *of_x;          /* backward: channels_last, of zeros; null where it is not wanted */
     float *of_field;      /* backward: (parts, *field.shape) */
     float *scratch;       /* threads times upswap_scratch() numbers */
     int64_t field_strides[4], of_field_strides[5];
@@ -293,6 +293,7 @@ INLINED void spread(const Row *r, int64_t i, const float *p, float *of_x, const 
         b += g * *(const v8 *)(q + k);
         c += g * *(const v8 *)(u + k);
         d += g * *(const v8 *)(v + k);
+        if (!of_x) continue;
         *(v8 *)(of_x + k) += s.a * g;
         *(v8 *)(of_x + right + k) += s.b * g;
         *(v8 *)(of_x + lower + k) += s.c * g;
@@ -305,6 +306,7 @@ INLINED void spread(const Row *r, int64_t i, const float *p, float *of_x, const 
         pb += t[k] * q[k];
         pc += t[k] * u[k];
         pd += t[k] * v[k];
+        if (!of_x) continue;
         of_x[k] += s.a * t[k];
         of_x[right + k] += s.b * t[k];
         of_x[lower + k] += s.c * t[k];
@@ -334,7 +336,7 @@ INLINED void backward_row_of(const Call *c, int64_t n, int64_t y, int64_t slice,
         for (int64_t j = from; j < to; j++)
             for (int64_t g = 0; g < groups; g++) {
                 const int64_t pixel = image + r->at[g * w + j] * C + g * K;
-                spread(r, g * w + j, c->x + pixel, c->of_x + pixel, grad + (j - from) * step + g * K, K);
+                spread(r, g * w + j, c->x + pixel, c->of_x ? c->of_x + pixel : 0, grad + (j - from) * step + g * K, K);
             }
     }
     const int64_t sx = c->cells_x, cells = c->cells_y * sx, *s = c->of_field_strides, down = G * cells * s[2];

@@ -107,8 +107,8 @@ def forward(x: Tensor, offsets: Tensor, base: tuple[Tensor, Tensor], size: Pair,
 
 
 def backward(
-    grad: Tensor, x: Tensor, offsets: Tensor, base: tuple[Tensor, Tensor], scheme: Scheme
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, x: Tensor, offsets: Tensor, base: tuple[Tensor, Tensor], scheme: Scheme, *, of_x_too: bool
+) -> tuple[Tensor | None, Tensor]:
     """The gradients of `x` and `offsets`.
 
     Args:
@@ -117,6 +117,7 @@ def backward(
         offsets: as given to `forward`.
         base: as given to `forward`.
         scheme: as given to `forward`.
+        of_x_too: whether the gradient of x is wanted, else it is None.
 
     Returns:
         Both, each of its tensor's dtype and shape, that of x in x's memory format. The same bits for the same number of threads.
@@ -125,15 +126,17 @@ def backward(
     grad = grad.to(torch.float32)
     grad = layout.channels_last(grad) if last else layout.contiguous(grad)
     full = layout.channels_last(x.to(torch.float32))
-    of_x = torch.zeros_like(full)
+    of_x = torch.zeros_like(full) if of_x_too else None
     call = _call(full, offsets, base, grad, scheme)
     call.planar, call.slices = not last, _slices(x.shape[0], x.shape[1], scheme.groups, _threads(grad))
     of_offsets = offsets.new_empty((max(1, call.slices // scheme.groups), *offsets.shape))
-    call.of_x, call.of_field = of_x.data_ptr(), of_offsets.data_ptr()
+    call.of_x, call.of_field = None if of_x is None else of_x.data_ptr(), of_offsets.data_ptr()
     call.of_field_strides = (ctypes.c_int64 * 5)(*of_offsets.stride())
     _run(library().upswap_backward, call, min(_threads(grad), call.images * call.slices))
-    of_x = of_x if last else layout.contiguous(of_x)
-    return of_x.to(x.dtype), of_offsets[0] if len(of_offsets) == 1 else of_offsets.sum(0)
+    of_offsets = of_offsets[0] if len(of_offsets) == 1 else of_offsets.sum(0)
+    if of_x is None:
+        return None, of_offsets
+    return (of_x if last else layout.contiguous(of_x)).to(x.dtype), of_offsets
 
 
 def _call(x: Tensor, offsets: Tensor, base: tuple[Tensor, Tensor], out: Tensor, scheme: Scheme) -> _Call:

@@ -222,7 +222,8 @@ def _backward_of_field(
     predicted = (field.shape[2], field.shape[3])
     if native.usable(x, field, scheme):
         offsets, own = _unscaled(field, reading)
-        of_x, of_offsets = native.backward(grad, x, offsets, _base(x, reading, normal=False), own)
+        base = _base(x, reading, normal=False)
+        of_x, of_offsets = native.backward(grad, x, offsets, base, own, of_x_too=of_x_too)
         if own is not scheme:  # resized
             return of_x, _of_field(of_offsets, field if scheme.scope else None, reading, predicted)
         return of_x, torch.ops.aten.glu_backward(of_offsets, field, 1) if scheme.scope else of_offsets
