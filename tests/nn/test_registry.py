@@ -164,7 +164,7 @@ def test_the_command_line_finds_it(refined: Path, capsys: pytest.CaptureFixture[
     assert run(["verify", "unet.pt", "out.safetensors"]) == 0
     assert run(["inspect", "unet.pt", "--upsampler", "refind"]) == 2
     error = capsys.readouterr().err
-    assert "no upsampler named 'refind'; near it: refined; known are carafe, dysample, fade, " in error
+    assert "no upsampler named 'refind'; near it: refined, freqfusion; known are carafe, dysample, fade, " in error
     assert ", refined, sapa-b" in error
 
 

@@ -51,8 +51,12 @@ def test_a_scripted_module_is_the_module(mode: Any, align_corners: bool, dtype: 
 
 @pytest.mark.parametrize("style", ["lp", "pl"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_does_not_reach_into_a_scripted_module(style: Any, dtype: torch.dtype) -> None:
+def test_autocast_does_not_reach_into_a_scripted_module(
+    style: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As little as into the module: half-precision offsets are off by whole pixels on wide maps."""
+    # A scripted module rounds as torch's functions do, on wide maps by more than the compiled code and this tolerance.
+    monkeypatch.setenv("UPSWAP_NATIVE", "0")
     torch.manual_seed(0)
     module = DySample(8, 2, style, 2, dyscope=True)
     for parameter in module.parameters():

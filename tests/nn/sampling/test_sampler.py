@@ -21,6 +21,13 @@ from upswap.nn.sampling import sampler
 from upswap.nn.sampling.cpu_gather import gather, prefers
 from upswap.nn.sampling.positions import Mapping, Reading, Scheme
 
+
+@pytest.fixture(autouse=True)
+def _without_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which `test_native.py` tests."""
+    monkeypatch.setenv("UPSWAP_NATIVE", "0")
+
+
 VARIANTS = [("lp", False), ("lp", True), ("pl", False), ("pl", True)]
 CALLS: list[dict[str, Any]] = [{}, {"size": (37, 41)}, {"scale_factor": (2.0, 2.5)}]
 

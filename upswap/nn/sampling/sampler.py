@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import memory_format as layout
+from . import native, triton_launch
 from . import positions as sampling
-from . import triton_launch
 from .autograd import differentiable_once, is_exporting, plain_functions_wanted
 from .cpu_gather import gather, prefers
 from .positions import Mapping, Pair, Reading, Scheme
@@ -66,6 +66,9 @@ def _forward(x: Tensor, field: Tensor, reading: Reading, *, plain: bool = False)
     if not plain and triton_launch.usable(x, field, reading):
         out: Tensor = triton_launch.forward(x, field, scheme, reading.factors)
         return out
+    if not plain and native.usable(x, field, scheme):
+        offsets, own = _unscaled(field, reading)
+        return native.forward(x, offsets, _base(x, reading, normal=False), reading.size, own)
     if not plain and prefers(x, scheme):
         rows, columns = _base(x, reading, normal=False)
         full = x.to(sampling.compute_dtype(x.dtype))
@@ -185,19 +188,24 @@ def _backward(
     of_offsets = of_grid.new_empty(batch, 2, scheme.groups, *size)
     for axis, n in enumerate((width, height)):
         torch.mul(of_grid[..., axis].view(batch, scheme.groups, *size), 2 * scheme.gain() / n, out=of_offsets[:, axis])
-    of_offsets = of_offsets.flatten(1, 2)
+    of_field = _of_field(of_offsets.flatten(1, 2), field, reading, predicted)
+    if not of_x_too:
+        return None, of_field
+    of_x = of_x.view(x.shape).to(x.dtype)
+    return layout.channels_last(of_x) if layout.is_channels_last(x) else of_x, of_field
+
+
+def _of_field(of_offsets: Tensor, field: Tensor | None, reading: Reading, predicted: Pair) -> Tensor:
+    """The gradient of the field from that of `_offsets`; its own values matter with a scope."""
+    size, scheme = reading.size, reading.scheme
+    batch = of_offsets.shape[0]
     shuffled = (scheme.cells[0] * predicted[0], scheme.cells[1] * predicted[1])
     if tuple(size) != shuffled:
         of_offsets = torch.ops.aten.upsample_bilinear2d_backward(
             of_offsets, size, [batch, 2 * scheme.groups, *shuffled], False
         )
     of_field = sampling.unshuffle(of_offsets, scheme.cells)
-    if field is not None:
-        of_field = torch.ops.aten.glu_backward(of_field, field, 1)
-    if not of_x_too:
-        return None, of_field
-    of_x = of_x.view(x.shape).to(x.dtype)
-    return layout.channels_last(of_x) if layout.is_channels_last(x) else of_x, of_field
+    return of_field if field is None else torch.ops.aten.glu_backward(of_field, field, 1)
 
 
 def _backward_of_field(
@@ -211,8 +219,15 @@ def _backward_of_field(
             grad, x, field, scheme, factors, deterministic=deterministic, needs=(of_x_too, True)
         )
         return of_x, cast(Tensor, of_field)
-    grid = _grid(x, field, reading)
     predicted = (field.shape[2], field.shape[3])
+    if native.usable(x, field, scheme):
+        offsets, own = _unscaled(field, reading)
+        base = _base(x, reading, normal=False)
+        of_x, of_offsets = native.backward(grad, x, offsets, base, own, of_x_too=of_x_too)
+        if own is not scheme:  # resized
+            return of_x, _of_field(of_offsets, field if scheme.scope else None, reading, predicted)
+        return of_x, torch.ops.aten.glu_backward(of_offsets, field, 1) if scheme.scope else of_offsets
+    grid = _grid(x, field, reading)
     return _backward(grad, x, field if scheme.scope else None, grid, reading, predicted, of_x_too=of_x_too)
 
 
@@ -285,6 +300,14 @@ def _offsets(field: Tensor, reading: Reading) -> Tensor:
     return offsets
 
 
+def _unscaled(field: Tensor, reading: Reading) -> tuple[Tensor, Scheme]:
+    """Offsets before their constant gain and how they are read: still of the field's resolution, if that is the target's."""
+    scheme = reading.scheme
+    if _is_resized(field, reading):
+        return _offsets(field, reading), scheme._replace(cells=(1, 1))
+    return F.glu(field, dim=1) if scheme.scope else field, scheme
+
+
 def _is_resized(field: Tensor, reading: Reading) -> bool:
     """Whether offsets are predicted at another resolution than that of the output."""
     vertical, horizontal = reading.scheme.cells
@@ -307,8 +330,8 @@ class _Upsample(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, field: Tensor, reading: Reading) -> Tensor:
         ctx.reading, ctx.predicted = reading._replace(init_pos=None), (field.shape[2], field.shape[3])
         scheme = reading.scheme
-        with_grid = not triton_launch.usable(x, field, reading) and not prefers(x, scheme)
-        grid = _grid(x, field, reading) if with_grid else None
+        by_field = triton_launch.usable(x, field, reading) or native.usable(x, field, scheme) or prefers(x, scheme)
+        grid = None if by_field else _grid(x, field, reading)
         if grid is None or scheme.scope or grid.numel() > field.numel():
             ctx.save_for_backward(x, field, reading.init_pos, None)
         else:  # as large as the field, and all that the backward pass needs
