@@ -134,7 +134,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, strings and numbers: what `to_json` writes."""
         data = dataclasses.asdict(self.replace_sites(()))
-        data["sites"] = [dataclasses.asdict(site) for site in self.sites]
+        data["sites"] = [site.to_dict() for site in self.sites]
         return data
 
     def to_json(self, indent: int | None = None) -> str:

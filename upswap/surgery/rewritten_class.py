@@ -38,7 +38,7 @@ class Record:
         """As plain lists and dicts."""
         return {
             "path": self.path,
-            "sites": [dataclasses.asdict(site) for site in self.sites],
+            "sites": [site.to_dict() for site in self.sites],
             "forward": self.forward,
             "schema": self.schema,
         }

@@ -31,7 +31,8 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 # Files that may stand between a model's code and the recorder.
 _NOT_THE_MODEL = (F.__file__, sys.modules["torch.overrides"].__file__, nn.modules.module.__file__)
 _RESIZE_LAYER = nn.Upsample.forward.__code__
-_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+_AT_ONCE = ("<listcomp>", "<setcomp>", "<dictcomp>")
+_COMPREHENSIONS = (*_AT_ONCE, "<genexpr>")
 
 
 class Hop(NamedTuple):
@@ -62,11 +63,15 @@ class Place:
 
 
 class Trail(NamedTuple):
-    """The module whose method a way starts in, the hops, and the frame whose run counts occurrences."""
+    """The module whose method a way starts in, the hops, and the frame whose run counts occurrences.
+
+    `home` is the frame of the function that the call stands in, None where something else than that makes the call.
+    """
 
     owner: nn.Module | None
     hops: tuple[Hop, ...]
     counting: FrameType
+    home: FrameType | None
     problem: str = ""
 
 
@@ -85,7 +90,7 @@ def trail(
     if start is None:
         outer = frames[-1] if frames else frame
         nearest = next((m for m in map(_first_argument, frames) if m is not None and known(m)), None)
-        return Trail(nearest, (), outer, _why_no_method(frames, nearest))
+        return Trail(nearest, (), outer, None, _why_no_method(frames, nearest))
     owner = _first_argument(frames[start])
     return Trail(owner, *_hops(frames[: _outermost(frames, start, known) + 1]))
 
@@ -167,8 +172,16 @@ def _calls_method(caller: CodeType, where: Position, callee: FrameType) -> bool:
     )
 
 
-def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, str]:
-    """The hops from the last of the frames to the first, the frame that counts, and why the way cannot be rewritten."""
+def home_of(frame: FrameType) -> FrameType:
+    """The frame of the function that a comprehension stands in, which runs at once; of anything else the frame itself."""
+    while frame.f_code.co_name in _AT_ONCE and frame.f_back is not None and _within(frame.f_back.f_code, frame.f_code):
+        frame = frame.f_back
+    return frame
+
+
+def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, FrameType | None, str]:
+    """The hops from the last of the frames to the first, the frame that counts, the one that makes the call by itself, and
+    why the way cannot be rewritten."""
     hops: list[Hop] = []
     index = len(frames) - 1
     counting, fresh = frames[index], False
@@ -182,7 +195,7 @@ def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, str]:
         module = str(current.f_globals.get("__name__", ""))
         hops.append(Hop(current.f_code, position(frames[text]), module, fresh, inner))
         if text == 0:
-            return tuple(hops), counting, ""
+            return tuple(hops), counting, None if inner else current, ""
         below = next((i for i in range(text - 1, -1, -1) if not _is_torch(frames[i])), None)
         if below is None:
             # `checkpoint(F.interpolate, x)`: what the model hands to torch is the resize itself. `super().forward(x)` of a
@@ -193,6 +206,7 @@ def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, str]:
             return (
                 tuple(hops),
                 counting,
+                None,
                 "" if runs_once else f"{frames[0].f_code.co_qualname} of torch runs the resize",
             )
         index = below
