@@ -197,6 +197,17 @@ class Site:
     no_guide: str = ""
     upsampler: Name | None = None
 
+    @property
+    def all_channels(self) -> tuple[int, ...]:
+        """The numbers of channels that its upsamplers are made for, of guides too."""
+        return (self.channels, *self.other_channels, *(() if self.guide is None else (self.guide.channels,)))
+
+    @property
+    def handed_by(self) -> tuple[str, ...]:
+        """The paths of the modules that hand the site's guide down to its owner, outermost first."""
+        guide = self.guide
+        return () if guide is None or guide.holder is None else (guide.holder, *guide.through)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain lists and dicts. Entries that came later are left out where they say nothing, so that versions of before can
         read what they can carry out."""

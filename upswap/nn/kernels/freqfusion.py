@@ -84,7 +84,7 @@ class FreqFusion(GuidedUpsampler):
         norm: bool = True,
         groups: int = 4,
         padding: Padding = "zero",
-        additive: bool = False,
+        additive: bool | None = None,
         init: Init = "match",
         mode: Mode = "bilinear",
         align_corners: bool = False,
@@ -104,7 +104,7 @@ class FreqFusion(GuidedUpsampler):
             norm: whether what offsets are predicted from is normalised, for which `compressed` is a multiple of 8.
             groups: groups of channels with offsets of their own.
             padding: what windows read outside: "zero", or "reflect".
-            additive: whether a call adds the high-pass of the guide, for which it has C channels.
+            additive: whether a call adds the high-pass of the guide, for which it has C channels; None for not.
             init: "match" to compute the original resize at step 0, "paper" for the published operator.
             mode: the mode of the original resize.
             align_corners: the original resize's; only bilinear and bicubic have it.
