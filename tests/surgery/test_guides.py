@@ -508,3 +508,54 @@ def test_a_plan_names_a_local_that_is_bound(name: str) -> None:
     changed["guide"]["name"] = name
     with pytest.raises(PlanError, match=f"the name of a guide, {name}, is not bound in every case"):
         upswap.patch(net(Named), plan=Plan.from_dict(data))
+
+
+# ---- what an upsampler does to its guide
+
+
+def test_freqfusion_changes_the_guide_where_the_two_are_concatenated() -> None:
+    original, model = patched(Concatenated, "freqfusion")
+    moved(model)
+    first, second = upswap.upsamplers(model).values()
+    with torch.no_grad():
+        fine = original.fine(IMAGE)
+        x, guide = original.coarse(fine).relu(), original.block.lateral(fine)
+        # In the order of the resizes, each with the guide as the one before left it.
+        guide, up = first(x, guide.shape[-2:], guide=guide, both=True)
+        guide, further = second(F.avg_pool2d(x, 2), guide.shape[-2:], guide=guide, both=True)
+        expected = original.block.out(torch.cat([further, up, guide], dim=1))
+        assert torch.allclose(model(IMAGE), expected, atol=1e-6)
+    model(IMAGE).sum().backward()
+    assert all(module.gain_hp.grad.abs().sum() > 0 for module in (first, second))
+
+
+@pytest.mark.parametrize("block", [Added, FromFurtherAbove])
+def test_freqfusion_adds_to_the_map_what_an_added_guide_gains(block: type[Block]) -> None:
+    _, model = patched(block, "freqfusion")
+    moved(model)(IMAGE).sum().backward()
+    (module,) = upswap.upsamplers(model).values()
+    assert module.additive
+    assert module.gain_hp.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("upsampler", ["fade", "freqfusion"])
+@pytest.mark.parametrize("block", WAYS)
+def test_disabled_for_a_while(block: type[Block], upsampler: str) -> None:
+    original, model = patched(block, upsampler)
+    moved(model)
+    expected = model(IMAGE)
+    with upswap.disabled(model):
+        assert torch.equal(model(IMAGE), original(IMAGE))
+    assert torch.equal(model(IMAGE), expected)
+
+
+def test_under_autocast_the_guide_may_have_another_type() -> None:
+    class Normed(Block):
+        def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+            up = F.interpolate(x.float(), scale_factor=2.0)
+            return self.out(up + self.lateral(skip))
+
+    original, model = patched(Normed)
+    with torch.autocast("cpu", torch.bfloat16), silent():
+        assert torch.equal(model(IMAGE), original(IMAGE))
+        assert not torch.equal(moved(model)(IMAGE), original(IMAGE))

@@ -72,6 +72,9 @@ class FreqFusion(GuidedUpsampler):
 
     gains: ClassVar[tuple[str, ...]] = ("gain", "gain_hp")
 
+    #: Where a host concatenates guide and map, it is asked for `both`.
+    changes_guide = True
+
     def __init__(
         self,
         channels: int,
@@ -190,15 +193,19 @@ class FreqFusion(GuidedUpsampler):
         size: int | Sequence[int] | None = None,
         scale_factor: float | Sequence[float] | None = None,
         guide: Tensor | None = None,
-    ) -> Tensor:
-        """As `GuidedUpsampler.forward`; with `additive` plus the high-pass of the guide."""
+        both: bool = False,
+    ) -> Any:
+        """As `GuidedUpsampler.forward`; with `additive` plus the high-pass of the guide, with `both` as the method `both`."""
         self._check(x)
         guide = self._checked(guide, x)
         size, (shape, factors, smaller) = self._target(x, size, scale_factor, guide)
         if smaller:
-            return self._original(x, size, factors)
-        published, high = self._operate_both(x, guide, self.additive)
+            out = self._original(x, size, factors)
+            return (guide, out) if both else out
+        published, high = self._operate_both(x, guide, both or self.additive)
         out = self._finished(x, size, factors, resized(published, shape))
+        if both:
+            return self._sharpened(guide, cast(Tensor, high)), out
         return out if high is None else self._sharpened(out, resized(high, shape))
 
     def both(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,11 +221,7 @@ class FreqFusion(GuidedUpsampler):
         Raises:
             ShapeError: `x` or `guide` is not what the module was built for.
         """
-        self._check(x)
-        self._checked(guide, x)
-        size, (_, factors, _) = self._target(x, None, None, guide)
-        published, high = self._operate_both(x, guide, True)
-        return self._sharpened(guide, cast(Tensor, high)), self._finished(x, size, factors, published)
+        return cast("tuple[Tensor, Tensor]", self(x, guide=guide, both=True))
 
     def _sharpened(self, x: Tensor, high: Tensor) -> Tensor:
         """`x` plus the high-pass, by its gain."""

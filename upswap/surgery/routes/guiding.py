@@ -53,15 +53,17 @@ def _corrected(counters: int, run: list[Any], operands: list[Any]) -> list[Any]:
         if len(places) != 1:
             run.append(pending)
             continue
-        spec = pending.target.guide
-        guide = known[spec.operand] if spec.operand < len(known) else None
+        place, spec = places[0], pending.target.guide
+        guide = operands[spec.operand] if spec.operand < len(operands) else None
         unlike = _unlike(pending, guide, [other.result for other in waiting])
         if unlike is not None:
             _say(f"site {pending.target.site}: {unlike}")
             continue
-        operands[places[0]] = upsampled(
-            pending.upsampler, pending.input, pending.size, pending.scale_factor, guide=guide
-        )
+        asked = (pending.upsampler, pending.input, pending.size, pending.scale_factor)
+        if spec.concatenated and getattr(pending.upsampler, "changes_guide", False):
+            operands[spec.operand], operands[place] = upsampled(*asked, guide=guide, both=True)
+        else:
+            operands[place] = upsampled(*asked, guide=guide)
     return operands
 
 

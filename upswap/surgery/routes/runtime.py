@@ -30,13 +30,14 @@ class Guided(NamedTuple):
     """How the upsampler of a site gets its guide, of so many channels.
 
     It is what `path` leads to from the local of that number among those that the call passes; or with `local` None the tensor
-    number `operand` of those that the result is fused with.
+    number `operand` of those that the result is fused with, which `concatenated` says of the two.
     """
 
     channels: int
     local: int | None
     path: tuple[Any, ...]
     operand: int
+    concatenated: bool
 
 
 class Target(NamedTuple):
@@ -260,11 +261,11 @@ def through(
     return upsampled(to.upsampler, input, size, scale_factor, guide=guide)
 
 
-def upsampled(upsampler: nn.Module, input: torch.Tensor, size: Any, scale_factor: Any, **guide: Any) -> torch.Tensor:
-    """`input` by an upsampler, asked for as `F.interpolate` was."""
+def upsampled(upsampler: nn.Module, input: torch.Tensor, size: Any, scale_factor: Any, **guided: Any) -> Any:
+    """`input` by an upsampler, asked for as `F.interpolate` was; with `both` that comes after the changed guide."""
     if size is not None:
-        return cast(torch.Tensor, upsampler(input, size, **guide))
-    return cast(torch.Tensor, upsampler(input, None, scale_factor, **guide))
+        return upsampler(input, size, **guided)
+    return upsampler(input, None, scale_factor, **guided)
 
 
 def _size(input: torch.Tensor, size: Any, scale_factor: Any) -> Any:

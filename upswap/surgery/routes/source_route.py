@@ -156,6 +156,8 @@ def target_of(site: Site, names: Sequence[str]) -> Target:
     if guide is not None:
         local = None if guide.way == "fusion" else names.index(_local(guide))
         # What is handed down is the guide itself.
-        guided = Guided(guide.channels, local, guide.path if guide.way == "local" else (), guide.operand)
+        guided = Guided(
+            guide.channels, local, guide.path if guide.way == "local" else (), guide.operand, guide.fusion == "cat"
+        )
     channels = (site.channels, *site.other_channels)
     return Target(site.name, child_of(site), channels, site.mode, site.align_corners, guided)
