@@ -157,6 +157,18 @@ def test_from_above(body: Any, through: tuple[str, ...]) -> None:
     assert (guide.way, guide.place, guide.holder, guide.through) == ("handed", "fine", "", through)
 
 
+def a_layer_fused_later(self: Any, image: torch.Tensor) -> torch.Tensor:
+    fine = self.fine(image)
+    x = self.layer(self.coarse(fine))
+    return self.last(torch.cat((x, self.lateral(fine)), dim=1))
+
+
+def test_a_layer_whose_guide_is_computed_later_is_a_site_of_its_caller() -> None:
+    site = only(a_layer_fused_later)
+    assert site.guide is not None
+    assert (site.owner, site.guide.way, site.guide.operand) == ("", "fusion", 1)
+
+
 def nothing(self: Any, image: torch.Tensor) -> torch.Tensor:
     return self.last(F.interpolate(self.coarse(self.fine(image)), scale_factor=2.0))
 

@@ -21,9 +21,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import upswap
-from upswap.probe.dataflow import tensors_in
+from upswap.probe.dataflow import Flow, Operand, tensors_in
+from upswap.probe.guides import fused_operands
 from upswap.probe.inputs.inputs import Inputs, copied, map_tensors
 from upswap.probe.inputs.variations import images_of
 from zoos.case import Arguments, Case
@@ -216,13 +218,21 @@ def check_learning(
     loss: Callable[[Sequence[torch.Tensor]], torch.Tensor] | None = None,
     train: bool = True,
 ) -> None:
-    """One optimiser step moves every parameter of every upsampler, but on branches that the example's values do not take."""
+    """A step of training moves every parameter of every upsampler, but on branches that the example's values do not take.
+
+    One whose gain is 0 at first takes two: what is behind the gain moves after it.
+    """
     model = copy.deepcopy(patched).train(train)
     before = [parameter.detach().clone() for parameter in upswap.parameters(model)]
     assert before
     optimiser = torch.optim.SGD(upswap.param_groups(model, lr=1.0))
-    (loss or loss_of)(outputs(model, given)).backward()
-    optimiser.step()
+    gains = any(name.endswith(".gain") for name, _ in _named_added(model))
+    for rate in (1e-3, 1.0) if gains else (1.0,):
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.zero_grad()
+        (loss or loss_of)(outputs(model, given)).backward()
+        optimiser.step()
     unreached = tuple(f"{site.module}." for site in upswap.plan_of(model).swapped if site.seen_in == "nowhere")
     still = [
         name
@@ -274,7 +284,7 @@ class StandIn(nn.Module):
         self.mode, self.scale = site.mode, site.scale
         self.align_corners = site.align_corners if site.mode in ("bilinear", "bicubic") else None
 
-    def forward(self, x: torch.Tensor, size: Any = None, scale_factor: Any = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, size: Any = None, scale_factor: Any = None, guide: Any = None) -> torch.Tensor:
         if size is None and scale_factor is None:
             scale_factor = self.scale
         return F.interpolate(x, size, scale_factor, self.mode, self.align_corners)
@@ -288,8 +298,68 @@ def _stand_in(site: upswap.Site, options: object) -> nn.Module:
 def with_stand_ins(model: nn.Module, plan: upswap.Plan) -> nn.Module:
     """The model, patched by `plan` but with stand-ins for upsamplers."""
     options = dataclasses.replace(plan.options, upsampler="stand-in", config={}, overrides=())
-    sites = tuple(dataclasses.replace(site, config={}) for site in plan.sites)
+    sites = tuple(dataclasses.replace(site, config={}, upsampler=None) for site in plan.sites)
     return upswap.patch(model, plan=dataclasses.replace(plan, options=options, sites=sites))
+
+
+# Guides: each has to be what the upsampler's output is fused with ---------------------------------------------------------------
+
+
+class _Watch(TorchFunctionMode):
+    """What flows into what in a run."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.flow = Flow()
+        self.flow.add_source(model.parameters(), "parameter")
+        self.flow.add_source(model.buffers(), "buffer")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.flow.add_call(getattr(func, "__name__", ""), args, kwargs or {}, result)
+        return result
+
+
+def check_guides(patched: nn.Module, batches: Sequence[Given]) -> int:
+    """In a run on each batch that is taken, the guide of an upsampler is the very tensor that its output is fused with next.
+
+    Gives the number of guides that were looked at.
+    """
+    model = copy.deepcopy(patched).eval()
+    guided = [site for site in upswap.plan_of(model).swapped if site.guide is not None]
+    compared = 0
+    for number, given in enumerate(batches):
+        seen: list[tuple[str, Any, Operand]] = []
+        with _Watch(model) as watch, torch.no_grad():
+
+            def keep(name: str, kwargs: Any, out: Any, flow: Flow = watch.flow, seen: Any = seen) -> None:
+                seen.append((name, flow.node_of(out), Operand.of(kwargs["guide"])))
+
+            handles = [
+                model.get_submodule(site.module).register_forward_hook(
+                    lambda _, args, kwargs, out, name=site.name, keep=keep: keep(name, kwargs, out), with_kwargs=True
+                )
+                for site in guided
+            ]
+            try:
+                outputs(model, given)
+            except Exception:  # noqa: BLE001 - the original refuses it too
+                assert number > 0
+                continue
+            finally:
+                for handle in handles:
+                    handle.remove()
+        reached = {name for name, _, _ in seen}
+        missing = [site.name for site in guided if site.name not in reached and site.seen_in == "eval"]
+        assert not missing, f"without a guide on batch {number}: {missing}"
+        upsampled = {id(node) for _, node, _ in seen}
+        for name, node, guide in seen:
+            found, why = fused_operands(node)
+            others = [operand for fusing, index, operand in found if id(fusing.inputs[index]) not in upsampled]
+            assert others, f"{name}: {why}"
+            assert all(operand.tensor is guide.tensor for operand in others), f"{name}: another guide"
+        compared += len(seen)
+    return compared
 
 
 # Graphs: what was traced once has to hold for whatever the owner is called with ------------------------------------------------
@@ -416,23 +486,26 @@ def cases_of(zoo: str) -> list[Case]:
 class Run:
     """A case, built once, with its checks by name; the last ends the use of the patched model.
 
+    With `upsampler`, it is patched with that one; sites are then compared by what is swapped alone.
+
     run = Run(case)
     for name, check in run.checks().items():
         check()
     """
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
+    def __init__(self, case: Case, upsampler: str | None = None) -> None:
+        self.case, self.upsampler = case, upsampler
+        options = {**case.options, **({} if upsampler is None else {"upsampler": upsampler})}
         with quiet():
             self.original = case.build()
             self.patched: nn.Module | None = copy.deepcopy(self.original)
             given = None if case.inferred else self._given(case.inputs(self.original, 0))
             try:
-                upswap.patch(self.patched, given, **case.options)
+                upswap.patch(self.patched, given, **options)
                 self.plan = upswap.plan_of(self.patched)
             except upswap.NothingToSwapError:
                 self.patched = None
-                self.plan = upswap.inspect(self.original, given, **case.options)
+                self.plan = upswap.inspect(self.original, given, **options)
             self.batches = [case.inputs(self.original, number) for number in range(case.count)]
 
     @staticmethod
@@ -454,6 +527,8 @@ class Run:
                 "keys": lambda: check_keys(self.original, self.patched),
                 "learning": self.learning,
             }
+            if any(site.guide is not None for site in self.plan.swapped):
+                named["guides"] = lambda: check_guides(self.patched, self.batches)
             if any(site.route == "graph" for site in self.plan.swapped):
                 named["graphs"] = lambda: check_graph_owners(self.original, self.stand_in, self.batches[0])
             if self.case.training is not None:
@@ -465,6 +540,13 @@ class Run:
         """Every site as written down for the case, and a plan that JSON gives back."""
         if self.case.expected is not None:
             found, expected = decisions(self.plan), dict(self.case.expected)
+            if self.upsampler is not None:  # guides may take another route
+                found, expected = (
+                    {name: what.partition(" => ")[::2] for name, what in each.items()} for each in (found, expected)
+                )
+                found, expected = (
+                    {name: (kind, bool(route)) for name, (kind, route) in each.items()} for each in (found, expected)
+                )
             wrong = [
                 f"{name}: {found.get(name, 'not found')}, expected {expected.get(name, 'nothing')}"
                 for name in {**expected, **found}

@@ -111,7 +111,7 @@ def fused_with(node: Node, watched: Watched, flow: Flow, fusions: Mapping[int, F
 
     `fusions` has where sums and concatenations stand, by the numbers of the calls.
     """
-    found, other = _fused_operands(node)
+    found, other = fused_operands(node)
     tensors = {id(operand.tensor): (fusing, index, operand) for fusing, index, operand in found}
     if not tensors:
         return other
@@ -132,7 +132,7 @@ def fused_with(node: Node, watched: Watched, flow: Flow, fusions: Mapping[int, F
         "add" if fusing.name in ADDITIONS else "cat",
         index,
         own,
-        above if bound else None,
+        above if bound or _in(at, above) is not None else None,
         bound,
         _in(at, watched.own),
         _in(at, above),
@@ -149,9 +149,11 @@ def seen_by_caller(guide: Fused | str, caller: str) -> Fused | str:
     if isinstance(guide, str):
         return guide
     above = guide.above
-    own = guide.bound_above if above is not None and not above.through and above.owner == caller else frozenset()
-    moved = dataclasses.replace(guide, own=own, above=None, bound_above=frozenset(), at=guide.at_above, at_above=None)
-    return moved if own or moved.at else _NOT_AT_HAND
+    if above is None or above.through or above.owner != caller:
+        return _NOT_AT_HAND
+    return dataclasses.replace(
+        guide, own=guide.bound_above, above=None, bound_above=frozenset(), at=guide.at_above, at_above=None
+    )
 
 
 _NOT_AT_HAND = "the feature that it is fused with is not at hand where it is resized"
@@ -165,7 +167,7 @@ def _in(fusion: Fusion | None, at_hand: AtHand | None) -> Hop | None:
     return fusion.hop if fusion is not None and at_hand is not None and fusion.home == at_hand.home else None
 
 
-def _fused_operands(node: Node) -> tuple[list[tuple[Node, int, Operand]], str]:
+def fused_operands(node: Node) -> tuple[list[tuple[Node, int, Operand]], str]:
     """The guides in the next fusions that a map flows into: each fusion, which of its operands it is, and that; and what to say
     where there is none."""
     why = "its result is fused with no feature of its size"

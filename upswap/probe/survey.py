@@ -72,7 +72,7 @@ def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False,
     first = with_modules_alike(model, first)
     second, trained = second and with_modules_alike(model, second), trained and with_modules_alike(model, trained)
     if not share:
-        apart = _told_apart(model, first, second, trained)
+        apart = _told_apart(model, first, second, trained) | _fused_by_callers(model, first, second, trained)
         first = called_from(first, apart)
         second, trained = second and called_from(second, apart), trained and called_from(trained, apart)
     sites, unlocated = _sites(model, first, second, trained, guides)
@@ -137,6 +137,22 @@ def _told_apart(
         if len(distinct) > 1:
             found.add(path)
     return found
+
+
+def _fused_by_callers(model: nn.Module, *runs: Observation | None) -> set[str]:
+    """The paths of the resize layers whose results can be given their guides by the code that calls the layers alone, where the
+    two are fused."""
+    calls: dict[str, list[Call]] = {}
+    for call in (call for run in runs if run is not None for call in run.calls):
+        calls.setdefault(call.owner, []).append(call)
+    return {path for path, made in calls.items() if all(_is_fused_by_caller(model, call) for call in made)}
+
+
+def _is_fused_by_caller(model: nn.Module, call: Call) -> bool:
+    guide, caller = call.guide, call.caller
+    if isinstance(guide, str) or guide.at_above is None or guide.bound_above or caller is None:
+        return False
+    return not isinstance(seen_by_caller(guide, caller.owner), str) and _can_be_rewritten(model, caller)
 
 
 def _can_be_rewritten(model: nn.Module, caller: Caller) -> bool:
