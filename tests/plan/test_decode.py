@@ -26,7 +26,7 @@ from upswap.files.formats import description
 from upswap.files.formats import safetensors as portable
 from upswap.plan import site as _site
 from upswap.plan.plan import Options, Override
-from upswap.plan.site import Guide, Location, Site, Step
+from upswap.plan.site import Guide, Location, Relay, Site, Step
 from upswap.surgery import rewritten_class
 
 DATA = Path(__file__).parents[1] / "data"
@@ -113,10 +113,11 @@ def test_a_plan_with_guides_comes_back() -> None:
     site = plan.swapped[0]
     assert site.location is not None
     step = site.location.steps[0]
+    relays = (Relay("neck.0", None), Relay("neck.0.1", site.location))
     guides = [
         Guide(8, "cat", "local", name="skips", path=(0, "fine")),
         Guide(8, "add", "fusion", fusing=step, operand=1),
-        Guide(8, "add", "handed", name="y", holder="", through=("neck.0",), location=site.location),
+        Guide(8, "add", "handed", name="y", holder="", through=relays, location=site.location),
     ]
     sites = [dataclasses.replace(site, name=str(number), guide=guide) for number, guide in enumerate(guides)]
     sites.append(dataclasses.replace(site, no_guide="nothing is fused", upsampler="carafe", config={"init": "paper"}))
@@ -409,7 +410,7 @@ def test_a_broken_record_is_an_error_of_the_plan() -> None:
 
 def test_every_field_is_documented() -> None:
     text = DOCUMENT.read_text()
-    for cls in (Plan, Options, Override, Site, Guide, Location, Step):
+    for cls in (Plan, Options, Override, Site, Guide, Relay, Location, Step):
         section = re.search(rf"^## {cls.__name__}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
         assert section is not None, cls.__name__
         rows = re.findall(r"^\| `(\w+)` \|", section[1], re.MULTILINE)

@@ -117,6 +117,12 @@ def in_a_list(self: Any, image: torch.Tensor) -> torch.Tensor:
     return self.last(x + maps["fine"][1])
 
 
+def transposed_convolution(self: Any, image: torch.Tensor) -> torch.Tensor:
+    coarse = self.coarse(self.fine(image))
+    skip = self.transposed(coarse)
+    return self.last(self.lateral(F.interpolate(coarse, scale_factor=2.0)) + skip)
+
+
 def in_a_loop(self: Any, image: torch.Tensor) -> torch.Tensor:
     fine = self.fine(image)
     x = self.coarse(fine)
@@ -129,6 +135,7 @@ def in_a_loop(self: Any, image: torch.Tensor) -> torch.Tensor:
     ("body", "place"),
     [
         (convolved_between, "fine"),
+        (transposed_convolution, "skip"),
         (in_a_branch, "fine"),
         (in_a_list, "maps['fine'][1]"),
         (in_a_loop, "fine"),
@@ -154,7 +161,8 @@ def by_a_layer_in_others(self: Any, image: torch.Tensor) -> torch.Tensor:
 def test_from_above(body: Any, through: tuple[str, ...]) -> None:
     guide = only(body).guide
     assert guide is not None
-    assert (guide.way, guide.place, guide.holder, guide.through) == ("handed", "fine", "", through)
+    assert (guide.way, guide.place, guide.holder) == ("handed", "fine", "")
+    assert [(relay.path, relay.location) for relay in guide.through] == [(path, None) for path in through]
 
 
 def a_layer_fused_later(self: Any, image: torch.Tensor) -> torch.Tensor:
@@ -169,6 +177,60 @@ def test_a_layer_whose_guide_is_computed_later_is_a_site_of_its_caller() -> None
     assert (site.owner, site.guide.way, site.guide.operand) == ("", "fusion", 1)
 
 
+def enlarged(x: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=2.0)
+
+
+def by_a_helper(self: Any, image: torch.Tensor) -> torch.Tensor:
+    fine = self.fine(image)
+    x = enlarged(self.coarse(fine))
+    return self.last(x + self.lateral(fine))
+
+
+def test_fused_in_the_code_that_calls_the_function_with_the_resize() -> None:
+    site = only(by_a_helper)
+    assert site.guide is not None
+    assert site.location is not None
+    assert (site.guide.way, site.guide.level, len(site.location.steps)) == ("fusion", 0, 2)
+
+
+class Upper(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, scale_factor=2.0).relu()
+
+
+class Middle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.upper = Upper()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.upper(x)
+
+
+@pytest.mark.parametrize("source", [False, True])
+def test_handed_on_by_the_forward_of_any_module(source: bool) -> None:
+    class Net(Host):
+        def __init__(self) -> None:
+            super().__init__()
+            self.middle = Middle()
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            fine = self.fine(image)
+            x = self.middle(self.coarse(fine))
+            return self.last(x + (self.lateral(fine) + fine if source else fine))
+
+    net = Net().eval()
+    net(IMAGE)
+    (site,) = survey(net, IMAGE, guides=True).sites
+    assert site.guide is not None
+    assert (site.guide.place, site.guide.source, site.guide.holder) == ("fine", source, "")
+    (relay,) = site.guide.through
+    assert relay.path == "middle"
+    assert relay.location is not None
+    assert relay.location.steps[0].expression == "self.upper(x)"
+
+
 def nothing(self: Any, image: torch.Tensor) -> torch.Tensor:
     return self.last(F.interpolate(self.coarse(self.fine(image)), scale_factor=2.0))
 
@@ -181,12 +243,8 @@ def itself(self: Any, image: torch.Tensor) -> torch.Tensor:
 def another_resize(self: Any, image: torch.Tensor) -> torch.Tensor:
     coarse = self.coarse(self.fine(image))
     x = F.interpolate(coarse, scale_factor=2.0)
-    return self.last(x + self.lateral(F.interpolate(self.lateral(coarse), scale_factor=2.0)))
-
-
-def transposed_convolution(self: Any, image: torch.Tensor) -> torch.Tensor:
-    coarse = self.coarse(self.fine(image))
-    return self.last(F.interpolate(coarse, scale_factor=2.0) + self.transposed(coarse))
+    y = self.lateral(F.interpolate(self.lateral(coarse), scale_factor=2.0))
+    return self.last(x + (y + self.lateral(y)))
 
 
 def parameter(self: Any, image: torch.Tensor) -> torch.Tensor:
@@ -256,9 +314,8 @@ def another_name_at_another_size(self: Any, image: torch.Tensor) -> torch.Tensor
 
 
 def computed_later(self: Any, image: torch.Tensor) -> torch.Tensor:
-    fine = self.fine(image)
-    y = self.lateral(F.interpolate(self.coarse(fine), scale_factor=2.0))
-    return self.last(y + self.lateral(fine))
+    y = self.lateral(F.interpolate(self.coarse(self.fine(image)), scale_factor=2.0))
+    return self.last(y + self.lateral(self.fine(image)))
 
 
 def fused_in_a_branch(self: Any, image: torch.Tensor) -> torch.Tensor:
@@ -287,7 +344,6 @@ def checkpointed_layer(self: Any, image: torch.Tensor) -> torch.Tensor:
         (nothing, "no feature of its size"),
         (itself, "no feature of its size"),
         (another_resize, "made larger itself"),
-        (transposed_convolution, "made larger itself"),
         (parameter, "no feature of its size"),
         (the_image, "no learned feature"),
         (two_guides, "several features"),

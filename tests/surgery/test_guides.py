@@ -104,24 +104,96 @@ class FromFurtherAbove(Block):
         return self.out(self.inside(x) + skip)
 
 
+class Upper(nn.Module):
+    """A resize and a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0))
+
+
+class Middle(nn.Module):
+    """A module that calls another, and does something before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upper = Upper()
+
+    def forward(self, x: torch.Tensor, times: float = 1.0) -> torch.Tensor:
+        x = x * times
+        return self.upper(x).relu()
+
+
+class Relayed(Block):
+    """Handed on by a module that is no `nn.Sequential`, to one whose own code resizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = Middle()
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.cat((self.middle(x, times=0.5), skip), dim=1))
+
+
+class Sourced(Block):
+    """What is fused is computed later: the guide is what it is computed from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upper = Upper()
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        x = self.upper(x)
+        return self.out(x + self.lateral(skip))
+
+
+def enlarged(x: torch.Tensor, size: Any, mode: str = "bilinear") -> torch.Tensor:
+    """As mmsegmentation's `resize`."""
+    return F.interpolate(x, size, mode=mode)
+
+
+class ByHelper(Block):
+    """Resized by a function, and fused in the code that calls it."""
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        maps = [self.lateral(skip), x]
+        for index in range(1, 0, -1):
+            maps[index - 1] = maps[index - 1] + enlarged(maps[index], maps[index - 1].shape[2:])
+        return self.out(maps[0])
+
+
 WAYS = {
     Added: "fusion",
     AddedInPlace: "fusion",
     Concatenated: "fusion",
     LayerFusedLater: "fusion",
+    ByHelper: "fusion",
     Named: "local",
     Helped: "local",
     FromAbove: "handed",
     FromFurtherAbove: "handed",
+    Relayed: "handed",
+    Sourced: "handed",
 }
 
 
-#: Each way with one upsampler, and each upsampler by two ways; the rest is slow.
-MOST = [
-    pytest.param(block, upsampler, marks=() if upsampler == "fade" or block in (Added, FromAbove) else pytest.mark.slow)
-    for block in WAYS
-    for upsampler in GUIDED
-]
+#: One block for each way. What is made of the others is slow.
+FIRST = (Concatenated, Named, Relayed)
+BLOCK = pytest.mark.parametrize(
+    "block", [pytest.param(block, marks=() if block in FIRST else pytest.mark.slow) for block in WAYS]
+)
+#: Each block with one upsampler, and each upsampler with one block; the rest is slow.
+BLOCK_AND_UPSAMPLER = pytest.mark.parametrize(
+    ("block", "upsampler"),
+    [
+        pytest.param(block, upsampler, marks=() if upsampler == "fade" or block is Relayed else pytest.mark.slow)
+        for block in WAYS
+        for upsampler in GUIDED
+    ],
+)
 
 
 class Net(nn.Module):
@@ -171,7 +243,7 @@ def silent() -> Iterator[None]:
 # ---- at step 0, and after
 
 
-@pytest.mark.parametrize(("block", "upsampler"), MOST)
+@BLOCK_AND_UPSAMPLER
 def test_nothing_changes_at_step_0(block: type[Block], upsampler: str) -> None:
     original, model = patched(block, upsampler)
     assert {site.guide and site.guide.way for site in upswap.plan_of(model).swapped} == {WAYS[block]}
@@ -190,7 +262,7 @@ def test_nothing_changes_at_step_0(block: type[Block], upsampler: str) -> None:
                 assert (expected is None and got is None) or torch.equal(expected, got)
 
 
-@pytest.mark.parametrize(("block", "upsampler"), MOST)
+@BLOCK_AND_UPSAMPLER
 def test_the_gain_learns_at_once_and_the_rest_after_a_step(block: type[Block], upsampler: str) -> None:
     original, model = patched(block, upsampler)
     upsamplers = upswap.upsamplers(model)
@@ -207,7 +279,7 @@ def test_the_gain_learns_at_once_and_the_rest_after_a_step(block: type[Block], u
     assert not torch.equal(original(IMAGE), model(IMAGE))
 
 
-@pytest.mark.parametrize("block", WAYS)
+@BLOCK
 def test_the_guide_is_what_it_is_fused_with(block: type[Block]) -> None:
     """The upsampler's own output, and the very guide, by hand."""
     original, model = patched(block)
@@ -227,7 +299,7 @@ def test_the_guide_is_what_it_is_fused_with(block: type[Block]) -> None:
 # ---- the model stays a model
 
 
-@pytest.mark.parametrize("block", WAYS)
+@BLOCK
 def test_copies_pickles_and_the_way_back(block: type[Block]) -> None:
     original, model = patched(block)
     moved(model)
@@ -241,7 +313,7 @@ def test_copies_pickles_and_the_way_back(block: type[Block]) -> None:
     assert isinstance(model.block, block)
 
 
-@pytest.mark.parametrize("block", [Concatenated, Named, FromFurtherAbove])
+@BLOCK
 def test_files(block: type[Block], tmp_path: Path) -> None:
     _, model = patched(block)
     moved(model)
@@ -259,7 +331,7 @@ def test_files(block: type[Block], tmp_path: Path) -> None:
     assert torch.equal(again(IMAGE), expected)
 
 
-@pytest.mark.parametrize("block", WAYS)
+@BLOCK
 def test_a_plan_is_carried_out_on_another(block: type[Block]) -> None:
     _, model = patched(block)
     plan = Plan.from_json(upswap.plan_of(model).to_json())
@@ -269,7 +341,12 @@ def test_a_plan_is_carried_out_on_another(block: type[Block]) -> None:
 
 
 @pytest.mark.parametrize(
-    "block", [Concatenated, FromFurtherAbove, *(pytest.param(each, marks=pytest.mark.slow) for each in (Added, Named))]
+    "block",
+    [
+        Concatenated,
+        Relayed,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (Added, Named, ByHelper, FromFurtherAbove)),
+    ],
 )
 def test_it_compiles_whole_and_is_exported(block: type[Block]) -> None:
     _, model = patched(block)
@@ -293,7 +370,7 @@ def test_a_graph_of_it_has_the_guide(block: type[Block]) -> None:
     assert torch.equal(traced(IMAGE), model(IMAGE))
 
 
-@pytest.mark.parametrize("block", WAYS)
+@BLOCK
 def test_two_threads(block: type[Block]) -> None:
     _, model = patched(block)
     moved(model)
@@ -316,7 +393,7 @@ def test_two_threads(block: type[Block]) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("block", WAYS)
+@BLOCK
 def test_a_block_that_is_checkpointed(block: type[Block], reentrant: bool) -> None:
     """All of a block, resize and fusion in it: the same output and gradients."""
     _, model = patched(block)
@@ -375,6 +452,15 @@ def test_another_guide_leaves_the_resize_as_it_was(guide: Any, says: str) -> Non
     with pytest.warns(UpswapWarning, match=f"site block: {says}.*the original ran"):
         out = model.block(x, skip, guide)
     assert torch.equal(out, original.block(x, skip, guide))
+
+
+def test_a_guide_that_is_the_source_of_what_is_added_is_not_added() -> None:
+    _, model = patched(Sourced, "freqfusion")
+    (site,) = upswap.plan_of(model).swapped
+    assert site.guide is not None
+    assert site.guide.source
+    assert site.settings["additive"] is False
+    assert "with what the fused one is computed from" in site.why
 
 
 def test_what_is_written_to_before_it_is_fused() -> None:
@@ -550,7 +636,7 @@ def test_freqfusion_adds_to_the_map_what_an_added_guide_gains(block: type[Block]
 
 
 @pytest.mark.parametrize("upsampler", ["fade", "freqfusion"])
-@pytest.mark.parametrize("block", WAYS)
+@BLOCK
 def test_disabled_for_a_while(block: type[Block], upsampler: str) -> None:
     original, model = patched(block, upsampler)
     moved(model)

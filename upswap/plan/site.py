@@ -118,16 +118,26 @@ def _is_local(name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
+class Relay:
+    """A module that hands a guide on, by its path, and where its code calls the next one; None for an `nn.Sequential`."""
+
+    path: ModulePath
+    location: Location | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Guide:
     """The feature that the result of a call is fused with: a guided upsampler reads it, of the size of its output.
 
     `channels` are the guide's, `fusion` says whether the two are added or concatenated. `way` says how the upsampler gets it:
 
-    - "fusion": where the two are fused, by the expression `fusing` in the function with the call. The operand that is the
-      result is corrected there; the guide is the tensor number `operand` of those that are fused.
+    - "fusion": where the two are fused, by the expression `fusing` in the function of the site's step number `level`. The operand
+      that is the result is corrected there; the guide is the tensor number `operand` of those that are fused.
     - "local": the local `name` of the function with the call has it, or holds it at `path`, a list of indices and keys.
     - "handed": so does a local name in the code of the module `holder`, at the call in `location`, from which it is handed down
-      by the modules `through`, outermost first, to the owner, which is a resize layer.
+      by the modules `through`, outermost first, to the owner.
+
+    `source` says that the guide is not what is fused, which is nowhere at hand, but the map that it is computed from.
     """
 
     channels: Positive
@@ -135,10 +145,12 @@ class Guide:
     way: Annotated[str, _schema.one_of(*WAYS)]
     name: Annotated[str, Rule("a local name", _is_local)] = ""
     path: tuple[Key, ...] = ()
+    source: bool = False
     fusing: Step | None = None
+    level: Count = 0
     operand: Count = 0
     holder: ModulePath | None = None
-    through: tuple[ModulePath, ...] = ()
+    through: tuple[Relay, ...] = ()
     location: Location | None = None
 
     @property
@@ -206,7 +218,7 @@ class Site:
     def handed_by(self) -> tuple[str, ...]:
         """The paths of the modules that hand the site's guide down to its owner, outermost first."""
         guide = self.guide
-        return () if guide is None or guide.holder is None else (guide.holder, *guide.through)
+        return () if guide is None or guide.holder is None else (guide.holder, *(relay.path for relay in guide.through))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists and dicts. Entries that came later are left out where they say nothing, so that versions of before can

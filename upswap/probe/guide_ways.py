@@ -6,12 +6,12 @@ import ast
 from collections.abc import Callable, Sequence
 
 from ..errors import RewriteError
-from ..plan.site import Guide
+from ..plan.site import Guide, Relay
 from .callsites.certain import follows, is_bound
 from .callsites.location import locate, locate_fusion
 from .callsites.stack import Hop, Place
 from .callsites.syntax import call_at, function_node, fusion_at, other_ways
-from .guides import Binding, Fused
+from .guides import AtHand, Binding, Fused
 from .resize_calls import Call
 
 #: What concatenations and sums are called as functions of torch.
@@ -26,7 +26,7 @@ def guide_of(calls: Sequence[Call]) -> tuple[Guide | None, str]:
         why = without[0] or "it was not run on the example"
         return None, f"it has a guide in some of its runs only: {why}" if found else why
     channels = {(call.in_shape[1], fused.channels) for call, fused in zip(calls, found, strict=True)}
-    if len(channels) > 1 or len({fused.fusion for fused in found}) > 1:
+    if len(channels) > 1 or len({(fused.fusion, fused.source) for fused in found}) > 1:
         return None, "what it is fused with differs between its runs"
     problem = ""
     for way in (_by_fusion, _by_name, _from_above):
@@ -41,17 +41,27 @@ def guide_of(calls: Sequence[Call]) -> tuple[Guide | None, str]:
 
 
 def _by_fusion(places: Sequence[Place], found: Sequence[Fused]) -> Guide | None:
-    """Where the result and its guide are fused, in the function that makes the call."""
+    """Where the result and its guide are fused, in a function on the way to the call."""
     at, operands = {fused.at for fused in found}, {fused.operand for fused in found}
-    hop, call = next(iter(at)), places[0].hops[-1] if places[0].hops else None
-    if len(at) > 1 or len(operands) > 1 or hop is None or call is None or hop.code is not call.code:
+    where = next(iter(at))
+    if len(at) > 1 or len(operands) > 1 or where is None:
+        return None
+    (level, hop), call = where, places[0].hops[where.level]
+    if hop.code is not call.code:
         return None
     fusion = fusion_at(hop.code, hop.position)
     if not _can_be_changed(fusion):
         raise RewriteError(f"it is fused in a way that cannot be rewritten: {ast.unparse(fusion)}")
     if not _holds(call, lambda node, expression: follows(node, expression, fusion)):
         raise RewriteError(f"it is fused in a branch that may not run after it: {ast.unparse(fusion)}")
-    return Guide(found[0].channels, found[0].fusion, "fusion", fusing=locate_fusion(hop), operand=next(iter(operands)))
+    return Guide(
+        found[0].channels,
+        found[0].fusion,
+        "fusion",
+        fusing=locate_fusion(hop),
+        level=level,
+        operand=next(iter(operands)),
+    )
 
 
 def _can_be_changed(fusion: ast.AST) -> bool:
@@ -68,30 +78,49 @@ def _can_be_changed(fusion: ast.AST) -> bool:
 def _by_name(places: Sequence[Place], found: Sequence[Fused]) -> Guide | None:
     """A local name of the function that makes the call."""
     binding = _binding(places[0], [fused.own for fused in found])
-    return binding and Guide(found[0].channels, found[0].fusion, "local", name=binding[0], path=binding[1])
+    return binding and Guide(
+        found[0].channels, found[0].fusion, "local", name=binding[0], path=binding[1], source=found[0].source
+    )
 
 
 def _from_above(places: Sequence[Place], found: Sequence[Fused]) -> Guide | None:
     """A local name of a module's code above, from which it is handed down."""
-    above = found[0].above
-    if above is None or any(
-        fused.above is None
-        or (fused.above.owner, fused.above.place.hops, fused.above.through)
-        != (above.owner, above.place.hops, above.through)
-        for fused in found
-    ):
-        return None
-    binding = _binding(above.place, [fused.bound_above for fused in found])
-    return binding and Guide(
-        found[0].channels,
-        found[0].fusion,
-        "handed",
-        name=binding[0],
-        path=binding[1],
-        holder=above.owner,
-        through=above.through,
-        location=locate(above.place),
-    )
+    problem: RewriteError | None = None
+    for above, _ in found[0].above:
+        there = [_at(above, fused) for fused in found]
+        try:
+            binding = _binding(above.place, there)
+            if binding is not None:
+                return Guide(
+                    found[0].channels,
+                    found[0].fusion,
+                    "handed",
+                    name=binding[0],
+                    path=binding[1],
+                    source=found[0].source,
+                    holder=above.owner,
+                    through=tuple(
+                        Relay(relay.path, None if relay.place is None else locate(relay.place))
+                        for relay in above.through
+                    ),
+                    location=locate(above.place),
+                )
+        except RewriteError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    return None
+
+
+def _at(above: AtHand, fused: Fused) -> frozenset[Binding]:
+    """The bindings of a guide in the code of a module above, by the way that another call had to it."""
+    same = (bindings for other, bindings in fused.above if _way(other) == _way(above))
+    return next(same, frozenset())
+
+
+def _way(above: AtHand) -> object:
+    relays = [(relay.path, None if relay.place is None else relay.place.hops) for relay in above.through]
+    return above.owner, above.place.hops, relays
 
 
 def _binding(place: Place, sets: Sequence[frozenset[Binding]]) -> Binding | None:

@@ -7,8 +7,7 @@ itself made by a resize. What is fused is known once the run is over; what is at
 from __future__ import annotations
 
 import dataclasses
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -20,8 +19,6 @@ from .dataflow import ADDITIONS, CONCATENATIONS, Flow, Node, Operand
 
 #: How deep in containers a guide is looked for, and how long such a container may be.
 _DEPTH, _LONGEST = 2, 64
-#: Functions that make maps larger: what they give has no more detail than what they took.
-_ENLARGE = frozenset({"interpolate", "conv_transpose2d", "pixel_shuffle"})
 
 #: One run of a function, told from any other.
 Run = tuple[int, int]
@@ -29,28 +26,50 @@ Run = tuple[int, int]
 Binding = tuple[str, tuple[Key, ...]]
 
 
-class AtHand(NamedTuple):
-    """A module whose code, while it runs, has maps at hand for a resize in a layer that it calls.
+class Relay(NamedTuple):
+    """A module that hands a guide on: its path, and where its code calls the next; None for an `nn.Sequential`'s own."""
 
-    `through` are the modules between, outermost first, each of which runs its children one after the other. `maps` has the
-    maps of the result's size, with where they are bound.
+    path: str
+    place: Place | None
+
+
+class Held(NamedTuple):
+    """A map that a local name leads to: itself, what made it, and how it is reached."""
+
+    map: Operand
+    node: Node
+    binding: Binding
+
+
+class AtHand(NamedTuple):
+    """A module whose code, while it runs, has maps of the size of a resize's result.
+
+    `homes` are the runs of the functions on the way to the resize, or to the call of the child that leads to it, of which
+    the last has the `maps` at hand. `through` are the modules between it and the resize, outermost first.
     """
 
     owner: str
     place: Place
-    through: tuple[str, ...]
-    home: Run
-    maps: tuple[tuple[weakref.ref[torch.Tensor], Binding], ...]
+    through: tuple[Relay, ...]
+    homes: tuple[Run, ...]
+    maps: tuple[Held, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """What is kept of a resize call until it is known what its result is fused with: `own` is its function, `above` the
-    module that calls the layer whose forward it is."""
+    """What is kept of a resize call until it is known what its result is fused with: `own` is its function, `above` are the
+    modules that lead to it, nearest first."""
 
     source: Operand
     own: AtHand | None
-    above: AtHand | None
+    above: tuple[AtHand, ...]
+
+
+class At(NamedTuple):
+    """Where a result is fused: which of the hops on the way to the call has the expression in its function, and that."""
+
+    level: int
+    hop: Hop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +77,19 @@ class Fused:
     """What the result of one resize call is fused with.
 
     `operand` is which tensor of the sum or concatenation the guide is. `own` are the bindings in the function that makes the call
-    where the guide has its value when the call runs; `above` the same in a module above. `at` is the expression that fuses
-    the result itself, where that stands in the function that makes the call; `at_above` where it stands in that above.
+    where the guide has its value when the call runs; `above` the same in modules above, nearest first. `at` is the expression
+    that fuses the result itself, in a function on the way to the call; `at_above` the same of the nearest module above. Where the
+    guide itself is at hand nowhere, the bindings are those of the map that it is computed from, which `source` says.
     """
 
     channels: int
     fusion: str
     operand: int
     own: frozenset[Binding]
-    above: AtHand | None
-    bound_above: frozenset[Binding]
-    at: Hop | None
-    at_above: Hop | None
+    above: tuple[tuple[AtHand, frozenset[Binding]], ...]
+    at: At | None
+    at_above: At | None
+    source: bool = False
 
 
 class Fusion(NamedTuple):
@@ -84,12 +104,15 @@ def expression_in(home: FrameType, frame: FrameType) -> Hop:
     return Hop(home.f_code, position(frame), str(home.f_globals.get("__name__", "")))
 
 
-def maps_in(frame: FrameType, size: Sequence[int]) -> tuple[tuple[weakref.ref[torch.Tensor], Binding], ...]:
+def maps_in(frame: FrameType, size: Sequence[int], flow: Flow) -> tuple[Held, ...]:
     """The maps (N, C, *size) that the local names of a frame lead to, and how."""
-    found: list[tuple[weakref.ref[torch.Tensor], Binding]] = []
+    found: list[Held] = []
     for name, value in frame.f_locals.items():
         if name.isidentifier():
-            found += ((weakref.ref(tensor), (name, path)) for tensor, path in _maps(value, (), tuple(size)))
+            found += (
+                Held(Operand.of(tensor), flow.node_of(tensor), (name, path))
+                for tensor, path in _maps(value, (), tuple(size))
+            )
     return tuple(found)
 
 
@@ -124,47 +147,93 @@ def fused_with(node: Node, watched: Watched, flow: Flow, fusions: Mapping[int, F
     written = flow.written(guide, node.order + 1)
     direct = len(found) == 1 and node.users == [fusing] and not flow.written(guide, fusing.order)
     at = where if direct and not any(output is node for output in flow.outputs) else None
-    own = frozenset() if written or watched.own is None else _bindings(guide, watched.own)
-    above = watched.above
-    bound = frozenset() if written or above is None else _bindings(guide, above)
     fused = Fused(
         fusing.inputs[index].shape[1],
         "add" if fusing.name in ADDITIONS else "cat",
         index,
-        own,
-        above if bound or _in(at, above) is not None else None,
-        bound,
+        *_bound(watched, lambda held: not written and held.map.tensor is guide.tensor),
         _in(at, watched.own),
-        _in(at, above),
+        _in(at, watched.above[0] if watched.above else None),
     )
-    if not (own or bound or fused.at or fused.at_above):
-        if written:
-            return "the feature that it is fused with is written to after the call"
-        return _NOT_AT_HAND
-    return fused
+    if fused.own or fused.above or fused.at or fused.at_above:
+        return fused
+    source = _source_at_hand(fusing.inputs[index], node, watched, flow)
+    if source is not None:
+        own, above = _bound(watched, lambda held: held.node is source)
+        return dataclasses.replace(fused, channels=source.shape[1], own=own, above=above, source=True)
+    if written:
+        return "the feature that it is fused with is written to after the call"
+    return _NOT_AT_HAND
+
+
+def _bound(
+    watched: Watched, is_guide: Callable[[Held], bool]
+) -> tuple[frozenset[Binding], tuple[tuple[AtHand, frozenset[Binding]], ...]]:
+    """The bindings of a guide in the function that makes a call, and those in the modules above, of those that have any."""
+
+    def of(at_hand: AtHand) -> frozenset[Binding]:
+        return frozenset(held.binding for held in at_hand.maps if is_guide(held))
+
+    above = tuple((at_hand, of(at_hand)) for at_hand in watched.above)
+    own = frozenset() if watched.own is None else of(watched.own)
+    return own, tuple((at_hand, bindings) for at_hand, bindings in above if bindings)
+
+
+def _source_at_hand(guide: Node, node: Node, watched: Watched, flow: Flow) -> Node | None:
+    """The last map before the guide that it is computed from alone, of those at hand that stay as they are."""
+    held = [each for at_hand in (watched.own, *watched.above) if at_hand is not None for each in at_hand.maps]
+    after = {id(later) for later in node.downstream()}
+    nodes = {
+        id(each.node): each.node
+        for each in held
+        if id(each.node) not in after
+        and each.node is not node
+        and _why_no_guide(each.node, node) is None
+        and comes_from(guide, each.node)
+        and not flow.written(each.map, node.order + 1)
+    }
+    return max(nodes.values(), key=lambda each: each.order, default=None)
+
+
+def comes_from(guide: Node, source: Node) -> bool:
+    """Whether a map is computed from another of its size, and from nothing else that flows from the model's input."""
+    queue, seen = [guide], {id(guide)}
+    for current in queue:
+        if current is source:
+            continue
+        if current.source is not None or current.shape[2:] != guide.shape[2:]:
+            return False
+        for each in current.inputs:
+            if each.from_input and id(each) not in seen:
+                seen.add(id(each))
+                queue.append(each)
+    return any(current is source for current in queue)
 
 
 def seen_by_caller(guide: Fused | str, caller: str) -> Fused | str:
     """What is fused with the result of a resize layer, as the code of the module that calls the layer has it."""
     if isinstance(guide, str):
         return guide
-    above = guide.above
-    if above is None or above.through or above.owner != caller:
-        return _NOT_AT_HAND
-    return dataclasses.replace(
-        guide, own=guide.bound_above, above=None, bound_above=frozenset(), at=guide.at_above, at_above=None
+    own = [bindings for above, bindings in guide.above if not above.through and above.owner == caller]
+    moved = dataclasses.replace(
+        guide,
+        own=own[0] if own else frozenset(),
+        above=tuple(each for each in guide.above if each[0].through and each[0].owner != caller),
+        at=guide.at_above,
+        at_above=None,
     )
+    return moved if moved.own or moved.at else _NOT_AT_HAND
 
 
 _NOT_AT_HAND = "the feature that it is fused with is not at hand where it is resized"
 
 
-def _bindings(guide: Operand, at_hand: AtHand) -> frozenset[Binding]:
-    return frozenset(binding for tensor, binding in at_hand.maps if tensor is guide.tensor)
-
-
-def _in(fusion: Fusion | None, at_hand: AtHand | None) -> Hop | None:
-    return fusion.hop if fusion is not None and at_hand is not None and fusion.home == at_hand.home else None
+def _in(fusion: Fusion | None, at_hand: AtHand | None) -> At | None:
+    """Where a fusion stands among the functions on the way to a call; None where it stands in none of them."""
+    if fusion is None or at_hand is None or at_hand.through or fusion.home not in at_hand.homes:
+        return None
+    last = len(at_hand.place.hops) - len(at_hand.homes)
+    return At(last + at_hand.homes.index(fusion.home), fusion.hop)
 
 
 def fused_operands(node: Node) -> tuple[list[tuple[Node, int, Operand]], str]:
@@ -192,7 +261,7 @@ def fused_operands(node: Node) -> tuple[list[tuple[Node, int, Operand]], str]:
             found += guides
             if guides or user.name in CONCATENATIONS:
                 continue
-        if user.shape[2:] == node.shape[2:] and user.name not in _ENLARGE:
+        if user.shape[2:] == node.shape[2:] and user.name != "interpolate":
             queue += user.users
     return found, why
 
@@ -216,11 +285,16 @@ def _why_no_guide(source: Node, node: Node) -> str | None:
 
 
 def _is_enlarged(node: Node) -> bool:
-    """Whether a map comes from a smaller one and nothing else."""
-    while True:
-        sources = [source for source in node.inputs if source.from_input]
-        if node.name in _ENLARGE and sources and sources[0].shape[2:] != node.shape[2:]:
-            return True
-        if len(sources) != 1 or sources[0].shape[2:] != node.shape[2:]:
+    """Whether a map comes from resizes that made smaller ones larger, and nothing else."""
+    queue, seen = [node], {id(node)}
+    for current in queue:
+        sources = [source for source in current.inputs if source.from_input]
+        if current.name == "interpolate" and sources and sources[0].shape[2:] != current.shape[2:]:
+            continue
+        if not sources or any(source.shape[2:] != current.shape[2:] for source in sources):
             return False
-        node = sources[0]
+        for source in sources:
+            if id(source) not in seen:
+                seen.add(id(source))
+                queue.append(source)
+    return True

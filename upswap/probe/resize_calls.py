@@ -19,13 +19,17 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from .callsites.class_code import is_resize_layer
+from .callsites.functions import reaching
 from .callsites.stack import Place, Trail, home_of, trail
 from .dataflow import ADDITIONS, CONCATENATIONS, READERS, Flow, Node, Operand, tensors_in
-from .guides import AtHand, Fused, Fusion, Watched, expression_in, fused_with, maps_in
+from .guides import AtHand, Fused, Fusion, Relay, Watched, expression_in, fused_with, maps_in
 from .handmade import ResizeKernels, enlarges_by_repeating
 from .inputs import describe
 from .inputs.inputs import Inputs
 from .kinds import kind_of
+
+#: How many modules above a guide is looked for.
+_LEVELS = 4
 
 _SIGNATURE = inspect.signature(F.interpolate)
 
@@ -155,7 +159,7 @@ class _Recorder(TorchFunctionMode):
             self._watched[node.order] = Watched(
                 Operand.of(source),
                 self._at_hand(way, place, (), result),
-                self._above(frame, result) if is_resize_layer(way.owner) else None,
+                () if way.owner is None else self._above(frame, way.owner, place, result),
             )
         return Call(
             owner,
@@ -168,37 +172,56 @@ class _Recorder(TorchFunctionMode):
             (not torch.is_grad_enabled() or torch.is_inference_mode_enabled()) and not _is_checkpointed(frame),
         )
 
-    def _at_hand(self, way: Trail, place: Place, through: tuple[str, ...], result: torch.Tensor) -> AtHand | None:
+    def _at_hand(self, way: Trail, place: Place, through: tuple[Relay, ...], result: torch.Tensor) -> AtHand | None:
         """The maps of a result's size that the function at the end of a way has at hand."""
-        if way.owner is None or way.home is None or way.problem:
+        if way.owner is None or not way.homes or way.problem:
             return None
         entry = self._entry_of(way.owner)
-        entry.frames.append(way.home)
-        home = (entry.number, id(way.home))
-        return AtHand(self.names[id(way.owner)], place, through, home, maps_in(way.home, result.shape[2:]))
+        entry.frames += way.homes
+        homes = tuple((entry.number, id(home)) for home in way.homes)
+        maps = maps_in(way.homes[-1], result.shape[2:], self.flow)
+        return AtHand(self.names[id(way.owner)], place, through, homes, maps)
 
-    def _above(self, frame: FrameType | None, result: torch.Tensor) -> AtHand | None:
-        """What the nearest module has at hand that calls the layer whose forward `frame` runs in, and runs not just its
-        children one after the other."""
-        through: tuple[str, ...] = ()
-        layer = True
-        while frame is not None:
-            if frame.f_code is self.boundary:
-                module = frame.f_locals[self.boundary.co_varnames[0]]
-                if not layer:
-                    through = (self.names[id(module)], *through)
-                layer = False
-                caller = frame.f_back
-                above = None if caller is None else caller.f_locals.get("self")
-                if not (isinstance(above, nn.Sequential) and type(above).forward is nn.Sequential.forward):
-                    way = None if caller is None else trail(caller, self._knows, self.boundary)
-                    return (
-                        None if way is None else self._at_hand(way, Place(way.hops, None, way.problem), through, result)
-                    )
+    def _above(self, frame: FrameType, owner: nn.Module, place: Place, result: torch.Tensor) -> tuple[AtHand, ...]:
+        """What the modules have at hand that lead to the one whose forward makes a resize in `frame`, nearest first.
+
+        A guide can be handed down by the forward of each module between.
+        """
+        found: list[AtHand] = []
+        through: tuple[Relay, ...] = ()
+        running = self._call_of(frame)
+        if not is_resize_layer(owner) and not self._is_forward(owner, running, place):
+            return ()
+        while running is not None and running.f_back is not None and len(found) < _LEVELS:
+            caller = running.f_back
+            running = self._call_of(caller)
+            above = caller.f_locals.get("self")
+            if isinstance(above, nn.Sequential) and caller.f_code is nn.Sequential.forward.__code__:
                 if id(above) not in self.names:
-                    return None
+                    break
+                through = (Relay(self.names[id(above)], None), *through)
+                continue
+            way = trail(caller, self._knows, self.boundary)
+            at_hand = self._at_hand(way, Place(way.hops, None, way.problem), through, result)
+            if at_hand is None or way.owner is None:
+                break
+            found.append(at_hand)
+            if not self._is_forward(way.owner, running, at_hand.place):
+                break
+            through = (Relay(at_hand.owner, at_hand.place), *through)
+        return tuple(found)
+
+    def _call_of(self, frame: FrameType | None) -> FrameType | None:
+        """The frame of the call of the module whose forward a frame runs in."""
+        while frame is not None and frame.f_code is not self.boundary:
             frame = frame.f_back
-        return None
+        return frame
+
+    def _is_forward(self, module: nn.Module, running: FrameType | None, place: Place) -> bool:
+        """Whether a place is in the text of the forward of a module that runs by `running`, which can hand on a keyword."""
+        if running is None or running.f_locals[self.boundary.co_varnames[0]] is not module or len(place.hops) != 1:
+            return False
+        return "forward" in reaching(type(module), place.hops[0].code)
 
     def _note_fusion(self, node: Node, frame: FrameType) -> None:
         """Keep where a sum or concatenation stands, in a function that made a resize before."""

@@ -150,7 +150,9 @@ def _fused_by_callers(model: nn.Module, *runs: Observation | None) -> set[str]:
 
 def _is_fused_by_caller(model: nn.Module, call: Call) -> bool:
     guide, caller = call.guide, call.caller
-    if isinstance(guide, str) or guide.at_above is None or guide.bound_above or caller is None:
+    if isinstance(guide, str) or guide.at_above is None or caller is None:
+        return False
+    if any(not above.through for above, _ in guide.above):  # it can be handed to the layer
         return False
     return not isinstance(seen_by_caller(guide, caller.owner), str) and _can_be_rewritten(model, caller)
 

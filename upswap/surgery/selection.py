@@ -101,7 +101,8 @@ def _guided(guide: Guide) -> str:
         "local": f"by {guide.place}",
         "handed": f"by {guide.place} of {guide.holder or 'the model'}",
     }
-    return f"guided {where[guide.way]} ({guide.channels} channels)"
+    what = " with what the fused one is computed from" if guide.source else ""
+    return f"guided {where[guide.way]}{what} ({guide.channels} channels)"
 
 
 def _override_for(name: str, overrides: Sequence[Override]) -> Override | None:

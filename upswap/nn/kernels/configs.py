@@ -217,7 +217,8 @@ class FreqFusionConfig(UpsamplerConfig):
                 notes.append(f"groups {groups}, the largest divisor of {site.channels} channels up to {self.groups}")
         alike = site.guide is not None and site.guide.channels == site.channels
         if self.additive is None:
-            found["additive"] = alike and site.guide is not None and site.guide.fusion == "add"
+            added = site.guide is not None and site.guide.fusion == "add" and not site.guide.source
+            found["additive"] = alike and added
         elif self.additive and site.guide is not None and not alike:
             found["additive"] = False
             notes.append(

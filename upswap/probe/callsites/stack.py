@@ -65,13 +65,14 @@ class Place:
 class Trail(NamedTuple):
     """The module whose method a way starts in, the hops, and the frame whose run counts occurrences.
 
-    `home` is the frame of the function that the call stands in, None where something else than that makes the call.
+    `homes` are the frames of the last of the hops, those that call each other with nothing else between, down to the one that
+    makes the call; none where something else makes it.
     """
 
     owner: nn.Module | None
     hops: tuple[Hop, ...]
     counting: FrameType
-    home: FrameType | None
+    homes: tuple[FrameType, ...]
     problem: str = ""
 
 
@@ -90,7 +91,7 @@ def trail(
     if start is None:
         outer = frames[-1] if frames else frame
         nearest = next((m for m in map(_first_argument, frames) if m is not None and known(m)), None)
-        return Trail(nearest, (), outer, None, _why_no_method(frames, nearest))
+        return Trail(nearest, (), outer, (), _why_no_method(frames, nearest))
     owner = _first_argument(frames[start])
     return Trail(owner, *_hops(frames[: _outermost(frames, start, known) + 1]))
 
@@ -179,10 +180,11 @@ def home_of(frame: FrameType) -> FrameType:
     return frame
 
 
-def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, FrameType | None, str]:
-    """The hops from the last of the frames to the first, the frame that counts, the one that makes the call by itself, and
-    why the way cannot be rewritten."""
+def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, tuple[FrameType, ...], str]:
+    """The hops from the last of the frames to the first, the frame that counts, those that call each other, and why the way
+    cannot be rewritten."""
     hops: list[Hop] = []
+    homes: list[FrameType] = []
     index = len(frames) - 1
     counting, fresh = frames[index], False
     while True:
@@ -192,10 +194,11 @@ def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, FrameTyp
         inner = any(not _within(current.f_code, frames[i].f_code) for i in range(text, index))
         if inner:
             counting = next(frames[i] for i in range(text, index) if frames[i].f_code.co_name not in _COMPREHENSIONS)
+        homes = [] if inner else [current] if fresh else [*homes, current]
         module = str(current.f_globals.get("__name__", ""))
         hops.append(Hop(current.f_code, position(frames[text]), module, fresh, inner))
         if text == 0:
-            return tuple(hops), counting, None if inner else current, ""
+            return tuple(hops), counting, tuple(homes), ""
         below = next((i for i in range(text - 1, -1, -1) if not _is_torch(frames[i])), None)
         if below is None:
             # `checkpoint(F.interpolate, x)`: what the model hands to torch is the resize itself. `super().forward(x)` of a
@@ -206,7 +209,7 @@ def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, FrameTyp
             return (
                 tuple(hops),
                 counting,
-                None,
+                (),
                 "" if runs_once else f"{frames[0].f_code.co_qualname} of torch runs the resize",
             )
         index = below

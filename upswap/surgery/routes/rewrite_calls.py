@@ -71,10 +71,11 @@ class Hand:
 @dataclasses.dataclass
 class Detour:
     """A call that leads to functions with resize calls in them: for each function, as its own steps name it, what is
-    replaced there."""
+    replaced there. `fusings` are as those of a `Resize`."""
 
     step: Step
     functions: list[tuple[Step, list[Resize | Detour | Fuse | Hand]]]
+    fusings: tuple[Step, ...] = ()
 
 
 Replacement = Resize | Detour | Fuse | Hand
@@ -238,7 +239,7 @@ def _check_guides(
     for name in () if isinstance(replacement, Detour) else replacement.names:
         if not is_bound(node, call, name):
             raise RewriteError(f"in {function.__qualname__} the name of a guide, {name}, is not bound in every case")
-    for step in replacement.fusings if isinstance(replacement, Resize) else ():
+    for step in () if isinstance(replacement, Hand) else replacement.fusings:
         if not follows(node, call, find_fusion(node, step)):
             raise RewriteError(
                 f"in {function.__qualname__} `{step.expression}` does not follow the resize in every case"
