@@ -356,8 +356,8 @@ def checkpointed_layer(self: Any, image: torch.Tensor) -> torch.Tensor:
         (another_name_at_another_size, "not at hand by one expression"),
         (computed_later, "not at hand where"),
         (fused_in_a_branch, "branch that may not run after it: y + self.lateral(fine)"),
-        (checkpointed_call, "not at hand where"),
-        (checkpointed_layer, "not at hand where"),
+        (checkpointed_call, "not at hand where it is resized, which torch.utils.checkpoint runs"),
+        (checkpointed_layer, "not at hand where it is resized, which torch.utils.checkpoint runs"),
     ],
 )
 def test_why_there_is_none(body: Any, why: str) -> None:

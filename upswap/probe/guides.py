@@ -58,11 +58,12 @@ class AtHand(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Watched:
     """What is kept of a resize call until it is known what its result is fused with: `own` is its function, `above` are the
-    modules that lead to it, nearest first."""
+    modules that lead to it, nearest first; `checkpointed` says that `torch.utils.checkpoint` runs it."""
 
     source: Operand
     own: AtHand | None
     above: tuple[AtHand, ...]
+    checkpointed: bool
 
 
 class At(NamedTuple):
@@ -163,7 +164,7 @@ def fused_with(node: Node, watched: Watched, flow: Flow, fusions: Mapping[int, F
         return dataclasses.replace(fused, channels=source.shape[1], own=own, above=above, source=True)
     if written:
         return "the feature that it is fused with is written to after the call"
-    return _NOT_AT_HAND
+    return f"{_NOT_AT_HAND}, which torch.utils.checkpoint runs" if watched.checkpointed else _NOT_AT_HAND
 
 
 def _bound(

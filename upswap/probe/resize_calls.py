@@ -160,6 +160,7 @@ class _Recorder(TorchFunctionMode):
                 Operand.of(source),
                 self._at_hand(way, place, (), result),
                 () if way.owner is None else self._above(frame, way.owner, place, result),
+                _is_checkpointed(frame),
             )
         return Call(
             owner,
