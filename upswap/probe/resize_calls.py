@@ -198,7 +198,7 @@ class _Recorder(TorchFunctionMode):
             running = self._call_of(caller)
             above = caller.f_locals.get("self")
             if isinstance(above, nn.Sequential) and caller.f_code is nn.Sequential.forward.__code__:
-                if id(above) not in self.names:
+                if id(above) not in self.names or type(above).forward is not nn.Sequential.forward:
                     break
                 through = (Relay(self.names[id(above)], None), *through)
                 continue
