@@ -480,6 +480,23 @@ def test_what_is_written_to_before_it_is_fused() -> None:
         assert torch.equal(model(IMAGE), original(IMAGE))
 
 
+def test_a_result_that_a_hook_replaces_is_told_of() -> None:
+    original, model = patched(LayerFusedLater)
+    moved(model)
+    for each in (original, model):
+        each.block.up.register_forward_hook(lambda layer, args, out: out * 2)
+    with torch.no_grad(), pytest.warns(UpswapWarning, match="did not come to where it is fused.*the original ran"):
+        assert torch.equal(model(IMAGE), original(IMAGE))
+
+
+def test_it_cannot_be_scripted() -> None:
+    for block in (Added, FromAbove, Relayed):
+        _, model = patched(block)
+        with warnings.catch_warnings(), pytest.raises(Exception, match="not supported|cannot be scripted"):
+            warnings.simplefilter("ignore")  # TorchScript is deprecated
+            torch.jit.script(model)
+
+
 def test_a_layer_that_is_called_without_its_guide() -> None:
     """As checkpoints of whole sequences and profilers call what is in them."""
     original, model = patched(FromFurtherAbove)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from upswap.probe.callsites.certain import follows, is_bound
+from upswap.probe.callsites.certain import follows, is_bound, returns_in
 
 
 def function(body: str, arguments: str = "x, flag") -> ast.FunctionDef:
@@ -111,3 +111,10 @@ def test_an_expression_that_need_not_follow(body: str) -> None:
     node = function(body)
     (addition,) = [p for p in ast.walk(node) if isinstance(p, ast.BinOp)]
     assert not follows(node, part(node, "up(x)"), addition)
+
+
+def test_what_ends_a_function_and_not_one_in_it() -> None:
+    node = function(
+        "if flag:\n    return x\ndef inner():\n    return flag\nfor i in x:\n    return i\nreturn lambda: x"
+    )
+    assert [ast.unparse(each) for each in returns_in(node)] == ["return x", "return i", "return lambda: x"]

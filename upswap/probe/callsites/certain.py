@@ -70,6 +70,12 @@ def follows(function: FunctionNode, call: ast.expr, later: ast.expr | ast.stmt) 
     return not any(isinstance(part, returns) and not isinstance(part, ast.Raise) for part in _inside(here))
 
 
+def returns_in(function: FunctionNode) -> list[ast.Return]:
+    """The statements of a function that end it, without those of functions in it."""
+    body: Sequence[ast.AST] = [function.body] if isinstance(function, ast.Lambda) else function.body
+    return [part for statement in body for part in _inside(statement) if isinstance(part, ast.Return)]
+
+
 class _Around:
     """What stands around the parts of a function."""
 

@@ -44,6 +44,17 @@ def fuse(counters: int, run: list[Any], fusing: Callable[..., Any], *args: Any, 
     return fusing(*args, **kwargs)
 
 
+def check_fused(sites: tuple[str, ...], counters: int, run: list[Any], value: Any) -> Any:
+    """The value of a function that fuses the results of the resizes at these sites; one that was not fused is told of.
+
+    A hook of a resize layer may have put another tensor in the place of its result.
+    """
+    for pending in run[counters:]:
+        if any(pending.target.site == site for site in sites):
+            _say(f"site {pending.target.site}: its result did not come to where it is fused with its guide")
+    return value
+
+
 def _corrected(counters: int, run: list[Any], operands: list[Any]) -> list[Any]:
     """The operands with those corrected that are results of resizes, which are then done with."""
     waiting, known = run[counters:], list(operands)

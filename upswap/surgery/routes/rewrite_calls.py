@@ -23,14 +23,14 @@ from torch import nn
 
 from ...errors import RewriteError
 from ...plan.site import Step
-from ...probe.callsites.certain import follows, is_bound
+from ...probe.callsites.certain import follows, is_bound, returns_in
 from ...probe.callsites.functions import functions_in, loaded
 from ...probe.callsites.location import find_call, find_fusion, is_function
 from ...probe.callsites.syntax import FunctionNode, Fusion, function_node, other_ways
-from .guiding import GUIDE, Handed, fuse, hand
+from .guiding import GUIDE, Handed, check_fused, fuse, hand
 from .runtime import Target, enter, resize
 
-_RUN, _OWNER, _FUSE = "_upswap_run", "_upswap_owner", "_upswap_fuse"
+_RUN, _OWNER, _FUSE, _FUSED = "_upswap_run", "_upswap_owner", "_upswap_fuse", "_upswap_fused"
 _ADD, _ADD_IN_PLACE = "_upswap_add", "_upswap_iadd"
 _FUTURES = functools.reduce(
     int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
@@ -53,9 +53,10 @@ class Resize:
 
 @dataclasses.dataclass
 class Fuse:
-    """A sum or concatenation in which results of resizes are corrected."""
+    """A sum or concatenation in which results of the resizes at some sites are corrected."""
 
     step: Step
+    sites: tuple[str, ...]
 
 
 @dataclasses.dataclass
@@ -181,7 +182,8 @@ def _replace(
     """Change the calls in `node`, and give what they need from the function's closure, by name."""
     injected: dict[str, Any] = {}
     # Found before any is changed: `find_call` compares texts.
-    fusions = [find_fusion(node, each.step) for each in replacements if isinstance(each, Fuse)]
+    fuses = [each for each in replacements if isinstance(each, Fuse)]
+    fusions = [find_fusion(node, each.step) for each in fuses]
     others = [each for each in replacements if not isinstance(each, Fuse)]
     calls = [find_call(node, replacement.step) for replacement in others]
     if len(set(map(id, (*calls, *fusions)))) < len(calls) + len(fusions):
@@ -229,6 +231,12 @@ def _replace(
         # Those inside others first: the others then have the changed ones.
         for fusion in sorted(fusions, key=lambda part: sum(1 for _ in ast.walk(part))):
             _fuse(fusion, parents[id(fusion)], counters)
+        sites = tuple(dict.fromkeys(site for each in fuses for site in each.sites))
+        injected[_FUSED] = functools.partial(check_fused, sites)
+        for statement in returns_in(node):
+            given: list[ast.expr] = [ast.Constant(counters), ast.Name(_RUN, ast.Load())]
+            value = statement.value if statement.value is not None else ast.Constant(None)
+            statement.value = ast.Call(ast.Name(_FUSED, ast.Load()), [*given, value], [])
     return injected
 
 

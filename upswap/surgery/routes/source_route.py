@@ -130,10 +130,19 @@ def _recompiler(
     return change
 
 
-def _fusings(sites: Iterable[Site], level: int) -> tuple[Step, ...]:
+def _fuses(sites: Iterable[Site], level: int) -> list[Fuse]:
     """The expressions in the function of the step number `level` where results of swapped sites are fused with their guides."""
-    guides = [site.guide for site in sites if site.swap and site.guide is not None]
-    return tuple(dict.fromkeys(guide.fusing for guide in guides if guide.fusing is not None and guide.level == level))
+    found: dict[Step, list[str]] = {}
+    for site in sites:
+        guide = site.guide if site.swap else None
+        if guide is not None and guide.fusing is not None and guide.level == level:
+            found.setdefault(guide.fusing, []).append(site.name)
+    return [Fuse(step, tuple(names)) for step, names in found.items()]
+
+
+def _fusings(sites: Iterable[Site], level: int) -> tuple[Step, ...]:
+    """The same, by themselves."""
+    return tuple(each.step for each in _fuses(sites, level))
 
 
 def _resize(step: Step, counter: int, runs: list[tuple[Site, Location]], apart: frozenset[str], level: int) -> Resize:
@@ -170,7 +179,7 @@ def _replacements(
             functions.setdefault((after.module, after.function, after.ordinal), []).append(steps)
     return [
         *ends,
-        *map(Fuse, _fusings((site for steps in chains for site in sites[steps]), depth)),
+        *_fuses((site for steps in chains for site in sites[steps]), depth),
         *(
             Detour(
                 step,
