@@ -46,7 +46,8 @@ def _by_fusion(places: Sequence[Place], found: Sequence[Fused]) -> Guide | None:
     where = next(iter(at))
     if len(at) > 1 or len(operands) > 1 or where is None:
         return None
-    (level, hop), call = where, places[0].hops[where.level]
+    hop, level = where.hop, len(places[0].hops) - 1 - where.before
+    call = places[0].hops[level]
     if hop.code is not call.code:
         return None
     fusion = fusion_at(hop.code, hop.position)

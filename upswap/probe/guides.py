@@ -67,9 +67,10 @@ class Watched:
 
 
 class At(NamedTuple):
-    """Where a result is fused: which of the hops on the way to the call has the expression in its function, and that."""
+    """Where a result is fused: how many hops before the last on the way to the call the function with the expression is, and
+    that."""
 
-    level: int
+    before: int
     hop: Hop
 
 
@@ -233,8 +234,7 @@ def _in(fusion: Fusion | None, at_hand: AtHand | None) -> At | None:
     """Where a fusion stands among the functions on the way to a call; None where it stands in none of them."""
     if fusion is None or at_hand is None or at_hand.through or fusion.home not in at_hand.homes:
         return None
-    last = len(at_hand.place.hops) - len(at_hand.homes)
-    return At(last + at_hand.homes.index(fusion.home), fusion.hop)
+    return At(len(at_hand.homes) - 1 - at_hand.homes.index(fusion.home), fusion.hop)
 
 
 def fused_operands(node: Node) -> tuple[list[tuple[Node, int, Operand]], str]:

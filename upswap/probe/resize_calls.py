@@ -203,6 +203,7 @@ class _Recorder(TorchFunctionMode):
                 through = (Relay(self.names[id(above)], None), *through)
                 continue
             way = trail(caller, self._knows, self.boundary)
+            way = _from_last_method(way)
             at_hand = self._at_hand(way, Place(way.hops, None, way.problem), through, result)
             if at_hand is None or way.owner is None:
                 break
@@ -286,6 +287,15 @@ class _Recorder(TorchFunctionMode):
             if self.guides:
                 call.guide = fused_with(node, self._watched[node.order], self.flow, self._fusions)
         return [call for call, _ in self._seen]
+
+
+def _from_last_method(way: Trail) -> Trail:
+    """A way from the last method of its owner on, which other methods may call too: a `predict` that `forward` and `loss` do."""
+    if way.owner is None or way.problem:
+        return way
+    start = max(number for number, hop in enumerate(way.hops) if reaching(type(way.owner), hop.code))
+    first, *rest = way.hops[start:]
+    return way._replace(hops=(first._replace(fresh=False), *rest), homes=way.homes[-len(way.hops[start:]) :])
 
 
 def _is_checkpointed(frame: FrameType | None) -> bool:
