@@ -341,7 +341,7 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = next((value for value in args if isinstance(value, torch.Tensor)), None)
-        before = None if given is None else (self.flow.node_of(given), given._version)
+        before = None if given is None or given.is_inference() else (self.flow.node_of(given), given._version)
         result = func(*args, **(kwargs or {}))
         self.flow.add_call(getattr(func, "__name__", ""), args, kwargs or {}, result)
         if before is not None and result is given and given._version == before[1]:
