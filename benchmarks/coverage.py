@@ -34,11 +34,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from upswap.errors import UpswapError
-from upswap.plan.site import KINDS
+from upswap.plan.site import KINDS, WAYS
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 SHARED = [str(TESTS / "support"), str(TESTS / "libraries")]
-CHECKS = ("patch", "sites", "step 0", "stand-ins", "graphs", "keys", "training", "learning", "unpatch")
+CHECKS = ("patch", "sites", "step 0", "stand-ins", "guides", "graphs", "keys", "training", "learning", "unpatch")
 
 
 @dataclasses.dataclass
@@ -50,6 +50,9 @@ class Outcome:
     seconds: float = 0.0
     #: (site name, kind, route or None where it is kept)
     sites: list[tuple[str, str, str | None]] = dataclasses.field(default_factory=list)
+    #: (name, how its guide comes to it, or None, and what that is, or why there is none) of the swapped sites, where guides are
+    #: taken
+    guides: list[tuple[str, str | None, str]] = dataclasses.field(default_factory=list)
     #: what the plan says beside its sites
     hints: list[str] = dataclasses.field(default_factory=list)
     checks: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -61,11 +64,15 @@ class Outcome:
 
 
 class Model(NamedTuple):
-    """A model to examine: what `--model` named or else its zoo, its heading in the table, and its name there."""
+    """A model to examine: what `--model` named or else its zoo, its heading in the table, and its name there.
+
+    `upsampler` is what it is patched with, where that is not the default.
+    """
 
     source: str
     zoo: str
     name: str
+    upsampler: str | None = None
 
 
 def examine(model: Model) -> Outcome:
@@ -77,13 +84,18 @@ def examine(model: Model) -> Outcome:
     cases_of = invariants.cases_of if model.source in invariants.ZOOS else own_models.cases_of
     try:
         (case,) = (case for case in cases_of(model.source) if case.name == model.name)
-        run = invariants.Run(case)
+        run = invariants.Run(case, model.upsampler)
     except BaseException as error:  # noqa: BLE001 - whatever it is goes into the report
         outcome.checks["patch"] = _words(error)
     else:
         outcome.checks["patch"] = ""
         outcome.sites = [(site.name, site.kind, site.route if site.swap else None) for site in run.plan.sites]
         outcome.hints = list(run.plan.hints)
+        outcome.guides = [
+            (site.name, site.guide and site.guide.way, site.guide.place if site.guide else site.no_guide)
+            for site in run.plan.swapped
+            if site.guide or site.no_guide
+        ]
         for check, make in run.checks().items():
             try:
                 make()
@@ -189,6 +201,7 @@ def column_of(outcomes: Sequence[Outcome]) -> dict[str, str]:
         "sites": len(sites),
         "swapped": routes.total(),
         **{f"by the {route} route": routes[route] for route in ("module", "graph", "source")},
+        **_guides_of(outcomes),
         "kept": kept.total(),
         **{f"kept: {kind}": kept[kind] for kind in KINDS},
     }
@@ -197,6 +210,14 @@ def column_of(outcomes: Sequence[Outcome]) -> dict[str, str]:
         failed = results.count(False)
         column[f"check: {check}"] = f"{results.count(True)}, {failed} failed" if failed else results.count(True)
     return {line: str(value) for line, value in column.items()}
+
+
+def _guides_of(outcomes: Sequence[Outcome]) -> dict[str, int | str]:
+    """How many of the swapped sites have a guide, by the ways it comes to them."""
+    ways = Counter(way for outcome in outcomes for _, way, _ in outcome.guides)
+    counts: dict[str, int | str] = {f"guided: {way}": ways[way] for way in WAYS}
+    guided, count = ways.total() - ways[None], ways.total()
+    return {**counts, "guided": f"{guided}, {guided / count:.0%}" if count else 0, "without a guide": ways[None]}
 
 
 def table_of(outcomes: Sequence[Outcome]) -> list[list[str]]:
@@ -273,6 +294,7 @@ def versions() -> dict[str, str]:
     help="A model of your own in place of the zoos: a spec such as 'python:my_package.models:Net?width=8', or a Python file "
     "with CASES; may be given several times.",
 )
+@click.option("--upsampler", help="What to patch with.  [default: dysample]")
 @click.option("--match", default="", help="Only models with this in their name.")
 @click.option("--jobs", default=2, show_default=True, help="Worker processes.")
 @click.option("--limit", default=600.0, show_default=True, help="Seconds after which a model is given up.")
@@ -283,6 +305,7 @@ def versions() -> dict[str, str]:
 def main(
     zoos: tuple[str, ...],
     own: tuple[str, ...],
+    upsampler: str | None,
     match: str,
     jobs: int,
     limit: float,
@@ -292,8 +315,8 @@ def main(
     """Patch and check the models, print the table and what failed."""
     sys.path[:0] = SHARED
     console = Console(stderr=as_markdown, width=None if sys.stdout.isatty() else 130)
-    models = [model for model in models_of(zoos, own, console) if match in model.name]
-    twice = [f"{zoo} {name}" for (_, zoo, name), count in Counter(models).items() if count > 1]
+    models = [model._replace(upsampler=upsampler) for model in models_of(zoos, own, console) if match in model.name]
+    twice = [f"{zoo} {name}" for (_, zoo, name, _), count in Counter(models).items() if count > 1]
     if twice or not models:
         raise click.ClickException(
             f"two cases of one name: {', '.join(twice)}" if twice else f"no model matches {match!r}"

@@ -52,6 +52,7 @@ def patch(
     plan: Plan | None = None,
     strict: bool = False,
     share_layers: bool = False,
+    unguided: str = "dysample",
     inplace: bool = True,
     **options: Any,
 ) -> M:
@@ -65,7 +66,8 @@ def patch(
             fails.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `(args, kwargs)`. Left out, a
             batch of one small image is made, with the channels of the model's first convolution.
-        upsampler: "dysample", "carafe", "lda_aqu", one that is registered or in an installed package (docs/upsamplers.md); or a
+        upsampler: "dysample", "carafe", "lda_aqu", "fade", "fade-lite", "sapa-b", "freqfusion", one that is registered or in an
+            installed package (docs/upsamplers.md); or a
             config such as `upswap.DySampleConfig(style="pl")`.
         kinds: the kinds of resize to replace; `upswap.KINDS` has them all.
         include: patterns over site names, as `upswap.inspect` lists them; only sites that match one are replaced.
@@ -77,6 +79,8 @@ def patch(
         plan: a Plan made before, carried out as it is; the options above are then not read.
         strict: raise where the default is to fall back and say so in the plan.
         share_layers: one upsampler for an `nn.Upsample` that is called at several places; each place gets its own otherwise.
+        unguided: the upsampler, with its default options, of sites that have no guide, where `upsampler` takes one: the
+            feature that the upsampled map is fused with. `upswap.inspect` says which these are.
         inplace: whether to change `model` or a deep copy of it.
         options: the options of the upsampler; those of dysample are listed below.
 
@@ -120,6 +124,7 @@ def patch(
                 overrides=overrides,
                 strict=strict,
                 share_layers=share_layers,
+                unguided=unguided,
                 **options,
             )
             operation = Operation(host, example_inputs, asked)

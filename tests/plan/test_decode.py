@@ -26,7 +26,7 @@ from upswap.files.formats import description
 from upswap.files.formats import safetensors as portable
 from upswap.plan import site as _site
 from upswap.plan.plan import Options, Override
-from upswap.plan.site import Location, Site, Step
+from upswap.plan.site import Guide, Location, Relay, Site, Step
 from upswap.surgery import rewritten_class
 
 DATA = Path(__file__).parents[1] / "data"
@@ -106,6 +106,37 @@ def test_stored_plans_load_and_come_back_exactly(name: str) -> None:
     assert Plan.from_json(plan.to_json()) == plan
     routes = {site.route for site in plan.swapped}
     assert routes == {"tiny": {"graph", "source", "module"}, "smp-upernet": {"graph", "source"}}.get(name, routes)
+
+
+def test_a_plan_with_guides_comes_back() -> None:
+    plan = Plan.from_json((STORED / "smp-unet.json").read_text())
+    site = plan.swapped[0]
+    assert site.location is not None
+    step = site.location.steps[0]
+    relays = (Relay("neck.0", None), Relay("neck.0.1", site.location))
+    guides = [
+        Guide(8, "cat", "local", name="skips", path=(0, "fine")),
+        Guide(8, "add", "fusion", fusing=step, operand=1),
+        Guide(8, "add", "handed", name="y", holder="", through=relays, location=site.location),
+    ]
+    sites = [dataclasses.replace(site, name=str(number), guide=guide) for number, guide in enumerate(guides)]
+    sites.append(dataclasses.replace(site, no_guide="nothing is fused", upsampler="carafe", config={"init": "paper"}))
+    guided = plan.replace_sites(sites)
+    assert Plan.from_json(guided.to_json()) == guided
+    assert [site.guide.place for site in guided.sites if site.guide] == ["skips[0]['fine']", step.expression, "y"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "a.b"}, {"name": "__class__"}, {"name": "lambda"}, {"path": [-1]}, {"path": [[0]]}, {"way": "global"}],
+)
+def test_a_guide_names_a_local_and_keys_alone(change: dict[str, Any]) -> None:
+    plan = Plan.from_json((STORED / "smp-unet.json").read_text())
+    site = dataclasses.replace(plan.sites[0], guide=Guide(8, "cat", "local", name="skip"))
+    data = plan.replace_sites([site]).to_dict()
+    data["sites"][0]["guide"] |= change
+    with pytest.raises(PlanError, match=r"sites\[0\].guide"):
+        Plan.from_dict(data)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -379,7 +410,7 @@ def test_a_broken_record_is_an_error_of_the_plan() -> None:
 
 def test_every_field_is_documented() -> None:
     text = DOCUMENT.read_text()
-    for cls in (Plan, Options, Override, Site, Location, Step):
+    for cls in (Plan, Options, Override, Site, Guide, Relay, Location, Step):
         section = re.search(rf"^## {cls.__name__}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
         assert section is not None, cls.__name__
         rows = re.findall(r"^\| `(\w+)` \|", section[1], re.MULTILINE)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import upswap
 from one_site import one_site
 from upswap.errors import NothingToSwapError, OptionError, RewriteError
-from upswap.plan.plan import Plan
+from upswap.plan.plan import Plan, Rewritten
 from upswap.probe.survey import Survey
 from upswap.surgery import planning
 from upswap.surgery.options import make_options
@@ -268,36 +268,38 @@ def test_a_problem_keeps_the_site_with_the_reason_or_is_raised() -> None:
 
 def test_an_owner_s_sites_get_routes_and_paths() -> None:
     model, site = Host(), layer_site()
-    routed, rewriting = planning._routed(model, "up", [site], survey_of(), False)
+    routed, rewriting = planning._routed(model, "up", Rewritten([site], []), survey_of(), False)
     assert routed == [dataclasses.replace(site, module="up", route="module")]
     assert rewriting == ("module", {})
 
 
 def test_an_owner_with_nothing_to_swap_has_no_rewriting() -> None:
     site = one_site(owner="")
-    assert planning._routed(Host(), "", [site], survey_of(), False) == ([site], None)
+    assert planning._routed(Host(), "", Rewritten([site], []), survey_of(), False) == ([site], None)
     swapped = one_site(owner="", swap=True)
-    routed, rewriting = planning._routed(Host(), "", [swapped], survey_of(unlocated={"decoder": "why"}), False)
+    routed, rewriting = planning._routed(
+        Host(), "", Rewritten([swapped], []), survey_of(unlocated={"decoder": "why"}), False
+    )
     assert rewriting is None
     assert [(s.swap, s.reason) for s in routed] == [(False, "cannot be rewritten: why")]
     with pytest.raises(RewriteError, match="site decoder: why; exclude"):
-        planning._routed(Host(), "", [swapped], survey_of(unlocated={"decoder": "why"}), True)
+        planning._routed(Host(), "", Rewritten([swapped], []), survey_of(unlocated={"decoder": "why"}), True)
 
 
 def test_what_no_route_can_rewrite_is_kept_with_the_reason(monkeypatch) -> None:
-    def refuse(owner, sites, forward):
+    def refuse(owner, sites, forward, handing, path):
         raise RewriteError("no route")
 
     monkeypatch.setattr(planning, "rewrite_owner", refuse)
     sites = [one_site(name="a", owner="", swap=True), one_site(name="b", owner="", reason="an image")]
-    routed, rewriting = planning._routed(Host(), "", sites, survey_of(), False)
+    routed, rewriting = planning._routed(Host(), "", Rewritten(sites, []), survey_of(), False)
     assert rewriting is None
     assert [(s.swap, s.reason, s.module) for s in routed] == [
         (False, "cannot be rewritten: no route", None),
         (False, "an image", None),
     ]
     with pytest.raises(RewriteError, match="site a: no route; exclude"):
-        planning._routed(Host(), "", sites, survey_of(), True)
+        planning._routed(Host(), "", Rewritten(sites, []), survey_of(), True)
 
 
 def test_decide_leaves_the_model_alone_and_says_everything() -> None:

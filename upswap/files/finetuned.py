@@ -107,7 +107,7 @@ class _Patched:
             site.name
             for site in plan.swapped
             if site not in self._lost
-            and shapes_at(site, plan.options.upsampler, site.config) != _shapes(self._inside[site.name])
+            and shapes_at(site, plan.upsampler_of(site), site.config) != _shapes(self._inside[site.name])
         ]
         if other:
             lines.append(f"  the upsamplers have other tensors at {listed(other)}")
@@ -165,7 +165,7 @@ class _Patched:
             sites = select(self._plan.sites, options)
         sites = tuple(site for site in sites if site.swap and site.name in self._inside)
         asked = (options.upsampler, options.config)
-        other = [site for site in sites if not self._takes(site, options.upsampler, site.config)]
+        other = [site for site in sites if not self._takes(site, site.upsampler or options.upsampler, site.config)]
         if not other:
             return options
         ways = [
@@ -284,6 +284,8 @@ def _typed(options: Options) -> list[_Typed]:
             for one in options.overrides
         ]
         typed.append((" ".join(changes), f"overrides={ {one.sites: dict(one.options) for one in options.overrides} }"))
+    if options.unguided != Options.unguided:
+        typed.append((f"--unguided {options.unguided}", f"unguided={options.unguided!r}"))
     if options.share_layers:
         typed.append(("--share-layers", "share_layers=True"))
     return typed

@@ -80,8 +80,7 @@ def register_upsampler(
             `upswap convert` refuses to save a model that is declared so and is not. Of one that is not declared so it checks
             that it runs and that shapes and types are the same.
         guided: whether its modules take a guide, the feature that their output is fused with, as `module(x, guide=feature)`.
-            The factory then gets the channels of that as a third argument. `upswap.create_upsampler` makes one; `patch` finds
-            no guides yet, and refuses it.
+            The factory then gets the channels of that as a third argument. `patch` gives it to the sites that have a guide.
 
     Raises:
         OptionError: the name is taken.
@@ -145,22 +144,28 @@ def make_config(name: str, values: Mapping[str, Any], also: Iterable[str] = ()) 
 
 def is_exact(plan: Plan) -> bool:
     """Whether a model patched as `plan` says computes at step 0 what it did, as its upsampler declares."""
-    name = plan.options.upsampler
+    if not plan.swapped:
+        return _is_exact(plan.options.upsampler, plan.options.config)
+    return all(_is_exact(plan.upsampler_of(site), site.config) for site in plan.swapped)
+
+
+def _is_exact(name: str, config: Mapping[str, Any]) -> bool:
     exact = _registered(name).exact
-    if isinstance(exact, bool):
-        return exact
-    configs = [site.config for site in plan.swapped] or [plan.options.config]
-    return all(exact(make_config(name, config)) for config in configs)
+    return exact if isinstance(exact, bool) else exact(make_config(name, config))
 
 
 def make_upsampler(site: Site, name: str) -> nn.Module:
     """The module for one site, with the options in `site.config`.
 
-    A site with several channel counts gets one for each. Raises `OptionError` as `make_config` and `check_unguided`.
+    A site with several channel counts gets one for each. Raises `OptionError` as `make_config`, and for an upsampler that takes
+    a guide at a site that has none.
     """
-    check_unguided(name)
-    factory = _registered(name).factory
+    factory, _, _, guided = _registered(name)
     config = make_config(name, site.config)
+    if guided:
+        if site.guide is None:
+            raise OptionError(f"upsampler {name!r} takes a guide, and the site {site.name} has none")
+        return factory(site, config.fit(site)[0], site.guide.channels)
 
     def make(one: Site) -> nn.Module:
         return factory(one, config.fit(one)[0])
@@ -170,15 +175,9 @@ def make_upsampler(site: Site, name: str) -> nn.Module:
     return ByChannels({one.channels: make(one) for one in by_channels(site)})
 
 
-def check_unguided(name: str) -> None:
-    """`OptionError` for an upsampler that takes a guide, which nothing gives it in a model that is patched."""
-    if _registered(name).guided:
-        others = ", ".join(own for own in OWN if not _registered(own).guided)
-        raise OptionError(
-            f"upsampler {name!r} takes a guide, the feature that its output is fused with, and patch finds no guides yet. Choose "
-            f"one without ({others}), or call the module that upswap.create_upsampler({name!r}, channels, guide_channels) "
-            "makes in the model's own code"
-        )
+def is_guided(name: str) -> bool:
+    """Whether an upsampler takes a guide, the feature that its output is fused with; `OptionError` where none has that name."""
+    return _registered(name).guided
 
 
 def create_upsampler(

@@ -10,8 +10,8 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ..errors import OptionError, PlanError
 from ..shown import one_line, tag
@@ -26,6 +26,27 @@ def by_owner(sites: Iterable[Site]) -> dict[str, list[Site]]:
     for site in sites:
         owners.setdefault(site.owner, []).append(site)
     return owners
+
+
+class Rewritten(NamedTuple):
+    """What is to be done in one module: its own sites, and the swapped sites of others that it hands a guide on to."""
+
+    sites: list[Site]
+    handing: list[Site]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything is to be done at all."""
+        return bool(self.handing) or any(site.swap for site in self.sites)
+
+
+def by_module(sites: Sequence[Site]) -> dict[str, Rewritten]:
+    """What is to be done by the paths of modules: those of the owners, and of those that hand guides down to them."""
+    modules = {path: Rewritten(own, []) for path, own in by_owner(sites).items()}
+    for site in sites:
+        for path in site.handed_by if site.swap else ():
+            modules.setdefault(path, Rewritten([], [])).handing.append(site)
+    return modules
 
 
 PLAN_SCHEMA = 2
@@ -46,7 +67,8 @@ class Override:
 class Options:
     """What the user asked for: the keyword arguments of `upswap.patch` that a Plan depends on.
 
-    `config` has the options of the upsampler, as plain data; its own class checks them (`nn.configs`).
+    `config` has the options of the upsampler, as plain data; its own class checks them (`nn.configs`). `unguided` is the
+    upsampler that sites without a guide get where `upsampler` takes one.
     """
 
     upsampler: Name = "dysample"
@@ -57,6 +79,7 @@ class Options:
     overrides: tuple[Override, ...] = ()
     strict: bool = False
     share_layers: bool = False
+    unguided: Name = "dysample"
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
@@ -129,6 +152,10 @@ class Plan:
                 return site
         raise PlanError(f"no site {name!r} in this plan; it has: {', '.join(s.name for s in self.sites) or 'none'}")
 
+    def upsampler_of(self, site: Site) -> str:
+        """The name of the upsampler of a site that is swapped."""
+        return site.upsampler or self.options.upsampler
+
     def replace_sites(self, sites: Iterable[Site]) -> Plan:
         """The same plan over other sites."""
         return dataclasses.replace(self, sites=tuple(sites))
@@ -136,7 +163,9 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, strings and numbers: what `to_json` writes."""
         data = dataclasses.asdict(self.replace_sites(()))
-        data["sites"] = [dataclasses.asdict(site) for site in self.sites]
+        data["sites"] = [site.to_dict() for site in self.sites]
+        if self.options.unguided == Options.unguided:  # as in `Site.to_dict`
+            del data["options"]["unguided"]
         return data
 
     def to_json(self, indent: int | None = None) -> str:

@@ -58,6 +58,14 @@ Count = Annotated[int, Rule("zero or a positive number", lambda value: value >= 
 Run = Annotated[int, Rule("the number of a run below 10000", lambda value: 0 <= value < 10_000)]
 Positive = Annotated[int, Rule("a positive number", lambda value: value > 0)]
 Ratio = Annotated[float, Rule("a positive number", lambda value: value > 0)]
+#: What leads from a container to something in it.
+Key = Annotated[
+    Any, Rule("a whole number that is not negative, or a string", lambda key: type(key) is str or _is_index(key))
+]
+
+
+def _is_index(value: object) -> bool:
+    return type(value) is int and 0 <= value < 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +109,58 @@ class Location:
         return self.steps[0].function
 
 
+#: How an upsampler gets its guide: where the two are fused, by a local name, or from a module above.
+WAYS = ("fusion", "local", "handed")
+
+
+def _is_local(name: str) -> bool:
+    return name == "" or (name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("__"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Relay:
+    """A module that hands a guide on, by its path, and where its code calls the next one; None for an `nn.Sequential`."""
+
+    path: ModulePath
+    location: Location | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """The feature that the result of a call is fused with: a guided upsampler reads it, of the size of its output.
+
+    `channels` are the guide's, `fusion` says whether the two are added or concatenated. `way` says how the upsampler gets it:
+
+    - "fusion": where the two are fused, by the expression `fusing` in the function of the site's step number `level`. The operand
+      that is the result is corrected there; the guide is the tensor number `operand` of those that are fused.
+    - "local": the local `name` of the function with the call has it, or holds it at `path`, a list of indices and keys.
+    - "handed": so does a local name in the code of the module `holder`, at the call in `location`, from which it is handed down
+      by the modules `through`, outermost first, to the owner.
+
+    `source` says that the guide is not what is fused, which is nowhere at hand, but the map that it is computed from.
+    """
+
+    channels: Positive
+    fusion: Annotated[str, _schema.one_of("add", "cat")]
+    way: Annotated[str, _schema.one_of(*WAYS)]
+    name: Annotated[str, Rule("a local name", _is_local)] = ""
+    path: tuple[Key, ...] = ()
+    source: bool = False
+    fusing: Step | None = None
+    level: Count = 0
+    operand: Count = 0
+    holder: ModulePath | None = None
+    through: tuple[Relay, ...] = ()
+    location: Location | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it comes from, as code would have it: `y[6]`, or the expression that fuses."""
+        if self.fusing is not None:
+            return self.fusing.expression
+        return self.name + "".join(f"[{key!r}]" for key in self.path)
+
+
 @dataclasses.dataclass(frozen=True)
 class Site:
     """One resize call of one module, what was decided about it, and why.
@@ -113,7 +173,9 @@ class Site:
     the owner, or of the nearest module above that does not run its children one after the other. `config` has the options
     asked for at this site, `settings` those the upsampler was made with, which fit it. `reason` says why the site is
     swapped or kept, `notes` what else there is to say. `seen_in` is "train" where only a run in train mode
-    made the call, "nowhere" where none did, and the site is that of a module like this one that ran.
+    made the call, "nowhere" where none did, and the site is that of a module like this one that ran. `guide` is looked for where
+    the upsampler asked for takes one; `no_guide` says why there is none. `upsampler` is the one that the site has instead of the
+    one asked for, None where it has that.
     """
 
     name: Name
@@ -143,6 +205,26 @@ class Site:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seen_in: Annotated[str, _schema.one_of("eval", "train", "nowhere")] = "eval"
+    guide: Guide | None = None
+    no_guide: str = ""
+    upsampler: Name | None = None
+
+    @property
+    def all_channels(self) -> tuple[int, ...]:
+        """The numbers of channels that its upsamplers are made for, of guides too."""
+        return (self.channels, *self.other_channels, *(() if self.guide is None else (self.guide.channels,)))
+
+    @property
+    def handed_by(self) -> tuple[str, ...]:
+        """The paths of the modules that hand the site's guide down to its owner, outermost first."""
+        guide = self.guide
+        return () if guide is None or guide.holder is None else (guide.holder, *(relay.path for relay in guide.through))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain lists and dicts. Entries that came later are left out where they say nothing, so that versions of before can
+        read what they can carry out."""
+        data = dataclasses.asdict(self)
+        return {name: value for name, value in data.items() if name not in _LATER or value != _LATER[name]}
 
     @property
     def why(self) -> str:
@@ -154,3 +236,7 @@ class Site:
         """The ratio as people write it: `x2`, `x1.5`, `x3,x2`."""
         height, width = (f"x{value:g}" for value in self.scale)
         return height if height == width else f"{height},{width}"
+
+
+#: The entries of a Site that schema 2 did not have at first, and what each was then.
+_LATER: dict[str, Any] = {"guide": None, "no_guide": "", "upsampler": None}

@@ -39,7 +39,7 @@ def with_modules_alike(model: nn.Module, run: Observation) -> Observation:
                     caller = caller._replace(owner=path + caller.owner.removeprefix(twin))
                 else:
                     caller = None
-                calls.append(dataclasses.replace(call, owner=owner, caller=caller, twin=call.owner))
+                calls.append(dataclasses.replace(call, owner=owner, caller=caller, twin=call.owner, guide=""))
                 forwards[owner] = run.forwards.get(call.owner)
     return dataclasses.replace(run, calls=calls, forwards=forwards)
 

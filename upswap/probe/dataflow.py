@@ -10,7 +10,7 @@ import dataclasses
 import math
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,6 +38,9 @@ COMPARISONS = frozenset({
     "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__", "gt", "ge", "lt", "le", "eq", "ne", "greater",
     "less", "argmax", "argmin", "argsort", "__bool__", "bool", "long", "int", "nonzero", "isnan",
 })  # fmt: skip
+#: Functions that fuse maps of one size: sums, and concatenations of their channels.
+ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
+CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
 _REDUCTIONS = frozenset({
     "mean", "amax", "amin", "max", "sum", "logsumexp", "norm",
 })  # fmt: skip
@@ -54,12 +57,25 @@ _SHAPED_LIKE = frozenset({
 })  # fmt: skip
 
 
+class Operand(NamedTuple):
+    """A tensor that a call was given: itself, and the one whose memory it has, which it may be a view of."""
+
+    tensor: weakref.ref[torch.Tensor]
+    memory: weakref.ref[torch.Tensor]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Operand:
+        """What stands for a tensor without holding it alive: of one that lives, the references are always the same objects."""
+        return cls(weakref.ref(tensor), weakref.ref(tensor if tensor._base is None else tensor._base))
+
+
 @dataclasses.dataclass(eq=False)
 class Node:
     """One call of a function, or the source of a tensor that no recorded call made.
 
     `source` is None for calls; else "input", "parameter", "buffer", or "unknown" (a tensor whose maker was not seen).
-    `parametric` says that it was made of parameters and buffers alone, `trained` that a parameter is among them.
+    `parametric` says that it was made of parameters and buffers alone, `trained` that a parameter is among them. `order`
+    counts the calls of a run; `operands` are the tensors that went into a sum or concatenation, in the order of `inputs`.
     """
 
     name: str
@@ -73,6 +89,8 @@ class Node:
     learned: bool = False
     parametric: bool = False
     trained: bool = False
+    order: int = 0
+    operands: tuple[Operand, ...] = ()
 
     def __post_init__(self) -> None:
         for node in self.inputs:
@@ -133,6 +151,9 @@ class Flow:
     def __init__(self) -> None:
         self._nodes: dict[int, tuple[weakref.ref[torch.Tensor], Node]] = {}
         self.outputs: list[Node] = []
+        self._calls = 0
+        #: When memory was written to, by the number of the call, for each tensor that owns some.
+        self._written: dict[int, tuple[weakref.ref[torch.Tensor], list[int]]] = {}
 
     def add_source(self, tensors: Iterable[torch.Tensor], source: str) -> None:
         """Declare tensors that are there before the run: "input", "parameter" or "buffer"."""
@@ -145,10 +166,18 @@ class Flow:
         in_place = _writes(name)
         if not outputs and not in_place and name not in READERS:
             return None  # a question about a tensor's shape or type
-        inputs = [] if name in _SHAPED_LIKE else [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
+        given = [] if name in _SHAPED_LIKE else tensors_in((args, kwargs))
+        inputs = [self.node_of(tensor) for tensor in given]
         shape = tuple(outputs[0].shape) if outputs else ()
+        self._calls += 1
         node = Node(
-            name, inputs, integral=any(_integral(t) for t in outputs), shape=shape, reduces=_reduces(name, args)
+            name,
+            inputs,
+            integral=any(_integral(t) for t in outputs),
+            shape=shape,
+            reduces=_reduces(name, args),
+            order=self._calls,
+            operands=tuple(map(Operand.of, given)) if name in ADDITIONS or name in CONCATENATIONS else (),
         )
         for tensor in outputs:
             self._bind(tensor, node)
@@ -165,6 +194,16 @@ class Flow:
                 self._bind(
                     base, Node(node.name, [self.node_of(base), node], integral=_integral(base), shape=tuple(base.shape))
                 )
+
+    def add_writes(self, memory: Iterable[weakref.ref[torch.Tensor]]) -> None:
+        """Record that the call added last, or one that gave nothing, wrote to these tensors that own memory."""
+        for owner in memory:
+            self._written.setdefault(id(owner), (owner, []))[1].append(self._calls)
+
+    def written(self, operand: Operand, since: int) -> bool:
+        """Whether the memory of a tensor was written to by the call of number `since` or a later one."""
+        known = self._written.get(id(operand.memory))
+        return known is not None and any(call >= since for call in known[1])
 
     def add_outputs(self, result: Any) -> None:
         """Declare what the model returned."""

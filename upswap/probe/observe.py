@@ -59,14 +59,16 @@ class ModelFailed(UpswapError):
     """The model raised an error of its own on the inputs it was given."""
 
 
-def observe(model: nn.Module, inputs: Inputs, *, fake: bool = False, training: bool = False) -> Observation:
-    """Run `model` in eval mode or train mode and record its resize calls.
+def observe(
+    model: nn.Module, inputs: Inputs, *, fake: bool = False, training: bool = False, guides: bool = False
+) -> Observation:
+    """Run `model` in eval mode or train mode and record its resize calls, with `guides` also what their results are fused with.
 
     With `fake`, nothing is computed and no memory is used, but a model that looks at values cannot be run. Raises
     `ModelFailed`, from the model's own error.
     """
     with _running(model, inputs, fake, training) as own:
-        recorder = _Recorder(model, inputs)
+        recorder = _Recorder(model, inputs, guides=guides)
         recorder.flow.add_source(own.tensors(), "input")
         with _module_calls(recorder), recorder.kernels(), recorder:
             try:
@@ -152,7 +154,7 @@ _NOT_OF_SIZE = (TypeError, AttributeError, KeyError)
 _OF_SIZE = (ValueError, AssertionError)
 
 
-def first_that_runs(model: nn.Module, tries: Iterable[Candidate]) -> Observation:
+def first_that_runs(model: nn.Module, tries: Iterable[Candidate], *, guides: bool = False) -> Observation:
     """The observation of the first inputs the model runs on; `InputError` with every failure where there is none.
 
     What fails in the same words at several sizes, the sizes themselves left aside, does not fail for its size: then only sizes
@@ -169,7 +171,7 @@ def first_that_runs(model: nn.Module, tries: Iterable[Candidate]) -> Observation
         # A model that looks at values fails on fake ones, large inputs or not.
         for fake in (True, False) if needs_fake(model, inputs) else (False,):
             try:
-                return observe(model, inputs, fake=fake)
+                return observe(model, inputs, fake=fake, guides=guides)
             except ModelFailed as error:
                 if fake and not _on_meta(model, inputs):
                     continue

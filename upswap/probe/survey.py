@@ -15,6 +15,8 @@ from .callsites.class_code import is_resize_layer, runs_its_children, training_m
 from .callsites.location import locate
 from .callsites.stack import Hop, Place
 from .callsites.syntax import asks_for_shapes, other_positions
+from .guide_ways import guide_of
+from .guides import seen_by_caller
 from .inputs.infer import Candidate, candidates
 from .inputs.inputs import Inputs, as_inputs
 from .inputs.variations import enlarged, training_inputs
@@ -48,10 +50,11 @@ class Survey:
         return self.runs[0].forwards
 
 
-def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False) -> Survey:
+def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False, guides: bool = False) -> Survey:
     """Find every resize call of `model`, which is left untouched.
 
-    A resize layer that is called from several places has a site at each of them; with `share`, it is one site.
+    A resize layer that is called from several places has a site at each of them; with `share`, it is one site. With `guides`,
+    what each result is fused with is found too.
 
     Without `example_inputs`, images of growing size are tried until the model runs. A second run at another size tells
     ratios the architecture fixes from ones that follow the input; a model that takes one size only has no second run. A
@@ -59,20 +62,20 @@ def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False)
     runs on none.
     """
     if example_inputs is None:
-        first = first_that_runs(model, candidates(model))
+        first = first_that_runs(model, candidates(model), guides=guides)
     else:
-        first = first_that_runs(model, [Candidate(as_inputs(example_inputs))])
+        first = first_that_runs(model, [Candidate(as_inputs(example_inputs))], guides=guides)
     # Wider only, which costs less and shows as much; larger both ways for a model that takes square images only.
-    second = _second(model, first, height=False) or _second(model, first, height=True)
-    trained, hint = _trained(model, first) if training_matters(model, first.called) else (None, None)
+    second = _second(model, first, height=False, guides=guides) or _second(model, first, height=True, guides=guides)
+    trained, hint = _trained(model, first, guides=guides) if training_matters(model, first.called) else (None, None)
     second, trained = second and as_seen_in(first, second), trained and as_seen_in(first, trained)
     first = with_modules_alike(model, first)
     second, trained = second and with_modules_alike(model, second), trained and with_modules_alike(model, trained)
     if not share:
-        apart = _told_apart(model, first, second, trained)
+        apart = _told_apart(model, first, second, trained) | _fused_by_callers(model, first, second, trained)
         first = called_from(first, apart)
         second, trained = second and called_from(second, apart), trained and called_from(trained, apart)
-    sites, unlocated = _sites(model, first, second, trained)
+    sites, unlocated = _sites(model, first, second, trained, guides)
     hints = list(filter(None, (hint, _hint_of_unseen(first, trained), unreached(model, first, trained))))
     return Survey(sites, unlocated, (first, second) if second else (first,), trained, hints)
 
@@ -80,7 +83,9 @@ def survey(model: nn.Module, example_inputs: Any = None, *, share: bool = False)
 def called_from(run: Observation, layers: Set[str]) -> Observation:
     """The run with the calls that the resize layers at these paths make as those of the code that calls the layers."""
     calls = [
-        dataclasses.replace(call, owner=call.caller.owner, place=call.caller.place)
+        dataclasses.replace(
+            call, owner=call.caller.owner, place=call.caller.place, guide=seen_by_caller(call.guide, call.caller.owner)
+        )
         if call.owner in layers and call.caller is not None
         else call
         for call in run.calls
@@ -134,6 +139,24 @@ def _told_apart(
     return found
 
 
+def _fused_by_callers(model: nn.Module, *runs: Observation | None) -> set[str]:
+    """The paths of the resize layers whose results can be given their guides by the code that calls the layers alone, where the
+    two are fused."""
+    calls: dict[str, list[Call]] = {}
+    for call in (call for run in runs if run is not None for call in run.calls):
+        calls.setdefault(call.owner, []).append(call)
+    return {path for path, made in calls.items() if all(_is_fused_by_caller(model, call) for call in made)}
+
+
+def _is_fused_by_caller(model: nn.Module, call: Call) -> bool:
+    guide, caller = call.guide, call.caller
+    if isinstance(guide, str) or guide.at_above is None or caller is None:
+        return False
+    if any(not above.through for above, _ in guide.above):  # it can be handed to the layer
+        return False
+    return not isinstance(seen_by_caller(guide, caller.owner), str) and _can_be_rewritten(model, caller)
+
+
 def _can_be_rewritten(model: nn.Module, caller: Caller) -> bool:
     owner = model.get_submodule(caller.owner)
     if why_fixed(owner) is not None or runs_its_children(owner):
@@ -166,24 +189,24 @@ def learned_upsampling(model: nn.Module) -> list[str]:
     ]
 
 
-def _second(model: nn.Module, first: Observation, *, height: bool) -> Observation | None:
+def _second(model: nn.Module, first: Observation, *, height: bool, guides: bool) -> Observation | None:
     try:
-        return observe(model, enlarged(first.inputs, height=height), fake=first.fake)
+        return observe(model, enlarged(first.inputs, height=height), fake=first.fake, guides=guides)
     except ModelFailed:
         return None
 
 
-def _trained(model: nn.Module, first: Observation) -> tuple[Observation | None, str | None]:
+def _trained(model: nn.Module, first: Observation, *, guides: bool) -> tuple[Observation | None, str | None]:
     """A run in train mode, or why there is none."""
     try:
         inputs = training_inputs(model, first.inputs)
-        return observe(model, inputs, fake=first.fake, training=True), None
+        return observe(model, inputs, fake=first.fake, training=True, guides=guides), None
     except (InputError, ModelFailed) as error:
         return None, f"it was run in eval mode only, because in train mode it fails on the example inputs: {error}"
 
 
 def _sites(
-    model: nn.Module, first: Observation, second: Observation | None, trained: Observation | None
+    model: nn.Module, first: Observation, second: Observation | None, trained: Observation | None, guides: bool
 ) -> tuple[list[Site], dict[str, str]]:
     varying = _varying(first.calls, second.calls if second else [])
 
@@ -194,9 +217,9 @@ def _sites(
     owners: dict[str, dict[Place, list[Call]]] = {}
     for call in first.calls:
         owners.setdefault(call.owner, {}).setdefault(place_of(call), []).append(call)
-    again: dict[Any, Call] = {}
+    again: dict[Any, list[Call]] = {}
     for call in second.calls if second else ():
-        again.setdefault((call.owner, place_of(call)), call)
+        again.setdefault((call.owner, place_of(call)), []).append(call)
         owners.setdefault(call.owner, {}).setdefault(place_of(call), [])
     # In train mode a call may have other channels, and be one that eval mode does not make.
     training: dict[str, dict[Place, list[Call]]] = {}
@@ -218,7 +241,8 @@ def _sites(
             sites.append(
                 _site(
                     _Place(name, owner, module, ordinal, location),
-                    _Sightings(calls, training.get(owner, {}).get(place, []), again.get((owner, place))),
+                    _Sightings(calls, training.get(owner, {}).get(place, []), again.get((owner, place), [])),
+                    guides,
                 )
             )
     return sites, unlocated
@@ -258,11 +282,16 @@ class _Place(NamedTuple):
 
 
 class _Sightings(NamedTuple):
-    """The calls that were seen at one place: in eval mode, in train mode, and the first at another input size."""
+    """The calls that were seen at one place: in eval mode, in train mode, and at another input size."""
 
     evaluated: list[Call]
     trained: list[Call]
-    again: Call | None
+    others: list[Call]
+
+    @property
+    def again(self) -> Call | None:
+        """The first at another input size."""
+        return self.others[0] if self.others else None
 
     @property
     def calls(self) -> list[Call]:
@@ -299,8 +328,9 @@ def _purpose(place: _Place, seen: _Sightings) -> tuple[str, str]:
     return kind, reason
 
 
-def _site(place: _Place, seen: _Sightings) -> Site:
+def _site(place: _Place, seen: _Sightings, guides: bool) -> Site:
     kind, reason = _purpose(place, seen)
+    guide, no_guide = guide_of([*seen.evaluated, *seen.trained, *seen.others]) if guides else (None, "")
     calls = seen.calls
     call, again = calls[0], seen.again
     _, _, shown = _kind(call, again)
@@ -330,6 +360,8 @@ def _site(place: _Place, seen: _Sightings) -> Site:
         reason=reason,
         notes=_notes(seen),
         seen_in="nowhere" if call.twin else "train" if seen.only_trained else "eval",
+        guide=guide,
+        no_guide=no_guide,
     )
 
 

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from ..architectures import host_config
 from ..errors import PlanError
 from ..nn.registry import make_upsampler
-from ..plan.plan import Plan, by_owner
+from ..plan.plan import Plan, by_module
 from ..plan.site import Site, child_of
 from ..probe.snapshot import all_or_nothing
 from .integrations import mark, unmark
@@ -40,14 +40,14 @@ def apply(model: nn.Module, plan: Plan, rewritings: Mapping[str, Rewriting]) -> 
     with torch.inference_mode(False):  # parameters made in it can never be trained
         made = {site.name: _new_upsampler(model, site, plan) for site in swapped}
     steps: list[Callable[[], None]] = []
-    for path, sites in by_owner(plan.sites).items():
-        if not any(site.swap for site in sites):
+    for path, (sites, handing) in by_module(plan.sites).items():
+        if not handing and not any(site.swap for site in sites):
             continue
         owner = model.get_submodule(path)
-        if sites[0].op == "module":
+        if sites and sites[0].op == "module":
             steps.append(_replacing(model, owner, made[sites[0].name]))
             continue
-        record = Record(path, tuple(sites), plan.calls.get(path))
+        record = Record(path, tuple(sites), plan.calls.get(path), handing=tuple(handing))
         cls = rewritten_class(type(owner), record, rewritings[path])
         children = [(site, made[site.name]) for site in sites if site.swap]
         steps.append(_subclassing(model, owner, cls, children))
@@ -64,7 +64,7 @@ def _new_upsampler(model: nn.Module, site: Site, plan: Plan) -> nn.Module:
     owner = model.get_submodule(site.owner)
     device, dtype = _surroundings(model, site.owner)
     # Under autocast the tensor at a site has another dtype than the weights around it.
-    module = make_upsampler(site, plan.options.upsampler).to(device=device, dtype=dtype or getattr(torch, site.dtype))
+    module = make_upsampler(site, plan.upsampler_of(site)).to(device=device, dtype=dtype or getattr(torch, site.dtype))
     return module.train(owner.training)
 
 
@@ -162,12 +162,13 @@ def undo(model: nn.Module) -> None:
     """Give a patched model its classes, modules and state-dict keys back; trained weights of the host stay."""
     plan = plan_of(model)
     for site in plan.swapped:
-        owner = model.get_submodule(site.owner)
-        if _record_of(owner) is None and _ORIGINAL not in owner.__dict__:
-            raise PlanError(
-                f"site {site.name}: the class of {site.owner or 'the model'} was changed after the patch, to "
-                f"{type(owner).__qualname__}; undo that first (parametrisations, sharding)"
-            )
+        for path in (site.owner, *site.handed_by):
+            module = model.get_submodule(path)
+            if _record_of(module) is None and _ORIGINAL not in module.__dict__:
+                raise PlanError(
+                    f"site {site.name}: the class of {path or 'the model'} was changed after the patch, to "
+                    f"{type(module).__qualname__}; undo that first (parametrisations, sharding)"
+                )
     with all_or_nothing(model):
         for module in list(model.modules()):
             _undo_module(model, module)

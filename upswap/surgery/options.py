@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import OptionError
 from ..nn.configs import UpsamplerConfig
-from ..nn.registry import make_config, name_of
+from ..nn.registry import is_guided, make_config, name_of
 from ..plan.plan import Options, Override, Plan
 
 #: The options of a Plan that are no upsampler's.
@@ -43,6 +43,10 @@ def make_options(
     else:
         raise OptionError(f"upsampler takes a name or a config, got {upsampler!r}")
     config = dataclasses.asdict(make_config(name, given, also=(*_SHARED, "overrides")))
+    if is_guided(name) and is_guided(shared.get("unguided", Options.unguided)):
+        raise OptionError(
+            f"unguided={shared['unguided']!r} takes a guide itself: name one for the sites that have none"
+        )
     changes: list[Override] = []
     for sites, options in (overrides or {}).items():
         if not options:

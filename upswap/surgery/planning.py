@@ -11,8 +11,8 @@ from torch import nn
 
 from .._version import __version__
 from ..errors import NothingToSwapError, OptionError, RewriteError
-from ..nn.registry import check_unguided, is_exact, make_config
-from ..plan.plan import Options, Plan, by_owner
+from ..nn.registry import is_exact, is_guided, make_config
+from ..plan.plan import Options, Plan, Rewritten, by_module
 from ..plan.site import Site
 from ..probe.callsites.class_code import CONTAINERS, asks_for_layers, runs_its_children, why_fixed
 from ..probe.observe import Observation
@@ -20,7 +20,7 @@ from ..probe.resize_calls import described
 from ..probe.survey import Survey, learned_upsampling, survey
 from . import apply as rewrite
 from .routes.choose import Rewriting, rewrite_owner
-from .selection import select
+from .selection import select, without_guide
 from .trial import doubtful, unproved
 from .wrappers import check_not_wrapped
 
@@ -41,10 +41,9 @@ def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
     route can rewrite (it is kept, with the reason, otherwise).
     """
     make_config(options.upsampler, options.config)  # first: the name may be that of no upsampler
-    check_unguided(options.upsampler)
-    found = survey(model, example_inputs, share=options.share_layers)
+    found = survey(model, example_inputs, share=options.share_layers, guides=is_guided(options.upsampler))
     chosen = select(found.sites, options)
-    owners = _route_owners(model, chosen, found, options.strict)
+    owners = _route_owners(model, chosen, found, options)
     rewritings = {path: rewriting for path, (_, rewriting) in owners.items() if rewriting is not None}
     plan = Plan(
         model_class=class_name(model),
@@ -62,16 +61,45 @@ def decide(model: nn.Module, example_inputs: Any, options: Options) -> Decision:
 _Routed = tuple[list[Site], Rewriting | None]
 
 
-def _route_owners(model: nn.Module, chosen: Sequence[Site], found: Survey, strict: bool) -> dict[str, _Routed]:
-    """Every owner's sites with their routes, by its path; a run proves those that the model's code may go around."""
-    owners = {path: _routed(model, path, group, found, strict) for path, group in by_owner(chosen).items()}
+def _route_owners(model: nn.Module, chosen: Sequence[Site], found: Survey, options: Options) -> dict[str, _Routed]:
+    """Every module's sites with their routes, by its path; a site whose guide cannot be brought to it does without."""
+    while True:
+        try:
+            return _all_routed(model, chosen, found, options.strict)
+        except _GuidesLost as lost:
+            # Each time with fewer guides.
+            chosen = [
+                without_guide(site, lost.causes[site.name], options) if site.name in lost.causes else site
+                for site in chosen
+            ]
+
+
+class _GuidesLost(Exception):
+    """Sites, by their names, whose guides cannot be brought to them, and why."""
+
+    def __init__(self, causes: dict[str, str]) -> None:
+        super().__init__(causes)
+        self.causes = causes
+
+
+def _all_routed(model: nn.Module, chosen: Sequence[Site], found: Survey, strict: bool) -> dict[str, _Routed]:
+    """Every module's sites with their routes, by its path; a run proves those that the model's code may go around.
+
+    Raises `_GuidesLost` where that is for a guide.
+    """
+    groups = by_module(chosen)
+    owners = {path: _routed(model, path, group, found, strict) for path, group in groups.items()}
     rewritten = {path: routed for path, (routed, rewriting) in owners.items() if rewriting is not None}
     detours = doubtful(model, rewritten)
     if detours:
         known = {path: rewriting for path, (_, rewriting) in owners.items() if rewriting is not None}
         runs = [run for run in (found.runs[0], found.trained) if run is not None]
-        found.unlocated.update(unproved(model, detours, known, runs))
-        again = {path: [site for site in chosen if site.owner == path] for path in detours}
+        problems = unproved(model, detours, known, runs)
+        lost = {site.name: problems[site.name] for site in chosen if site.guide is not None and site.name in problems}
+        if lost:
+            raise _GuidesLost(lost)
+        found.unlocated.update(problems)
+        again = {path: groups[path] for path in detours}
         owners.update({path: _routed(model, path, group, found, strict) for path, group in again.items()})
     return owners
 
@@ -81,23 +109,35 @@ def class_name(model: nn.Module) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def _routed(model: nn.Module, path: str, sites: Sequence[Site], found: Survey, strict: bool) -> _Routed:
-    """The sites of one owner with their routes and upsamplers' paths; kept, with the reason, where no route is faithful."""
+def _routed(model: nn.Module, path: str, planned: Rewritten, found: Survey, strict: bool) -> _Routed:
+    """The sites of one module with their routes and upsamplers' paths; kept, with the reason, where no route is faithful.
+
+    Raises `_GuidesLost` for those with guides, whose guides may be what is not.
+    """
+    sites, handing = planned
     owner = model.get_submodule(path)
     checked: list[Site] = []
     for site in (_as_call(model, owner, site) for site in sites):
         problem = _problem(model, owner, path, site, found) if site.swap else None
+        if problem is not None and site.guide is not None:
+            raise _GuidesLost({site.name: problem})
         if problem is not None:
             checked.append(_kept(site, problem, strict))
         elif site.swap:
             checked.append(dataclasses.replace(site, module=_module_path(model, owner, site, len(sites))))
         else:
             checked.append(site)
-    if not any(site.swap for site in checked):
+    if not handing and not any(site.swap for site in checked):
         return checked, None
+    fixed = why_fixed(owner) if handing else None
     try:
-        rewriting = rewrite_owner(owner, checked, found.forwards.get(path))
+        if fixed is not None:
+            raise RewriteError(fixed)
+        rewriting = rewrite_owner(owner, checked, found.forwards.get(path), handing, path)
     except RewriteError as error:
+        guided = [site for site in (*checked, *handing) if site.swap and site.guide is not None]
+        if guided:
+            raise _GuidesLost(dict.fromkeys((site.name for site in guided), str(error))) from error
         return [_kept(site, str(error), strict) if site.swap else site for site in checked], None
     return [dataclasses.replace(site, route=rewriting.route) if site.swap else site for site in checked], rewriting
 
@@ -115,9 +155,10 @@ def _problem(model: nn.Module, owner: nn.Module, path: str, site: Site, found: S
 
 
 def _as_call(model: nn.Module, owner: nn.Module, site: Site) -> Site:
-    """An `nn.Upsample` whose place cannot be taken by a module that is called with the input alone, as the call its
-    forward makes."""
-    if site.op == "module" and site.swap and not _replaceable(model, owner, site):
+    """An `nn.Upsample` whose place cannot be taken by a module that is called with the input alone, or that is handed a guide, as
+    the call its forward makes."""
+    handed = site.guide is not None and site.guide.way == "handed"
+    if site.op == "module" and site.swap and (handed or not _replaceable(model, owner, site)):
         return dataclasses.replace(site, op="interpolate")
     return site
 

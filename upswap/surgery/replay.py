@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from ..errors import InputError, OptionError, PlanError, RewriteError
-from ..nn.registry import config_class, make_config
-from ..plan.plan import Plan, by_owner
+from ..nn.registry import config_class, is_guided, make_config
+from ..plan.plan import Plan, Rewritten, by_module, by_owner
 from ..plan.site import Location, Site, Step
 from ..probe.callsites.location import locate
 from ..probe.inputs import describe
@@ -56,17 +56,20 @@ def check_plan(
     config_class(plan.options.upsampler)  # first: the name may be that of no upsampler here
     for site in plan.swapped:
         try:
-            make_config(plan.options.upsampler, site.config)
+            name = plan.upsampler_of(site)
+            make_config(name, site.config)
+            if is_guided(name) and site.guide is None:
+                raise OptionError(f"{name} takes a guide, and it has none")
         except OptionError as error:
             raise PlanError(f"this plan cannot be carried out: site {site.name}: {error}") from error
     rewritings: dict[str, Rewriting] = {}
     causes: dict[str, str] = {}
     paths = dict(model.named_modules())
     with building():
-        for path, sites in by_owner(plan.sites).items():
-            if any(site.swap for site in sites):
+        for path, planned in by_module(plan.sites).items():
+            if planned.is_changed:
                 try:
-                    rewritings[path] = _replayed(paths.get(path), path, sites, plan)
+                    rewritings[path] = _replayed(paths.get(path), path, planned, plan)
                 except Misfit as misfit:
                     causes.update(misfit.causes)
     if not causes:
@@ -84,16 +87,17 @@ def apply_plan(model: nn.Module, plan: Plan, building: Within, running: Within) 
         apply(model, plan, rewritings)
 
 
-def _replayed(owner: nn.Module | None, path: str, sites: Sequence[Site], plan: Plan) -> Rewriting:
+def _replayed(owner: nn.Module | None, path: str, planned: Rewritten, plan: Plan) -> Rewriting:
+    sites, handing = planned
     swapped = [site for site in sites if site.swap]
     cause = None
     if owner is None:
         cause = f"the model has no module {path!r}"
-    elif class_name(owner) != swapped[0].owner_class:
+    elif swapped and class_name(owner) != swapped[0].owner_class:
         cause = f"{path!r} is a {class_name(owner)}, the plan was made for a {swapped[0].owner_class}"
     if owner is None or cause is not None:
-        raise Misfit(dict.fromkeys((site.name for site in swapped), str(cause)))
-    return replay_owner(owner, sites, plan.calls.get(path))
+        raise Misfit(dict.fromkeys((site.name for site in (*swapped, *handing)), str(cause)))
+    return replay_owner(owner, sites, plan.calls.get(path), handing, path)
 
 
 # -- a run ----------------------------------------------------------------------------------------------------------------

@@ -26,21 +26,24 @@ class Record:
     """What a rewritten module needs to be rewritten again, as plain data: pickles and copies carry it.
 
     `path` is the module's in the model, `sites` are all of its sites, and `forward` describes one run of it, which the
-    graph route traces.
+    graph route traces. `handing` are the swapped sites of other modules whose guides it hands down.
     """
 
     path: ModulePath
     sites: tuple[Site, ...]
     forward: Any
     schema: int = PLAN_SCHEMA
+    handing: tuple[Site, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain lists and dicts."""
         return {
             "path": self.path,
-            "sites": [dataclasses.asdict(site) for site in self.sites],
+            "sites": [site.to_dict() for site in self.sites],
             "forward": self.forward,
             "schema": self.schema,
+            # As in `Site.to_dict`.
+            **({"handing": [site.to_dict() for site in self.handing]} if self.handing else {}),
         }
 
     @classmethod
@@ -70,7 +73,7 @@ def rewritten_class(original: type, record: Record, rewriting: Rewriting) -> typ
     try:
         cls.__bases__ = (original,)
     except TypeError as error:
-        names = ", ".join(site.name for site in record.sites if site.swap)
+        names = ", ".join(site.name for site in (*record.sites, *record.handing) if site.swap)
         raise RewriteError(
             f"{original.__qualname__} has a memory layout of its own and cannot be subclassed in place ({error}); "
             f"exclude {names}"
@@ -124,7 +127,8 @@ def rewrite_all(modules: Iterable[tuple[nn.Module, Any]]) -> None:
 
 def _rewrite(module: nn.Module, data: Any) -> None:
     record = Record.from_dict(data)
-    module.__class__ = rewritten_class(type(module), record, replay_owner(module, record.sites, record.forward))
+    rewriting = replay_owner(module, record.sites, record.forward, record.handing, record.path)
+    module.__class__ = rewritten_class(type(module), record, rewriting)
     rebind([module])
 
 

@@ -8,10 +8,11 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 
-from ..errors import FilterError
-from ..nn.registry import by_channels, make_config
+from ..errors import FilterError, OptionError
+from ..nn.configs import UpsamplerConfig
+from ..nn.registry import by_channels, is_guided, make_config
 from ..plan.plan import Options, Override
-from ..plan.site import Site
+from ..plan.site import Guide, Site
 from ..probe.kinds import MODES
 
 #: Kinds an upsampler can stand in for; the others are never swapped, and `kinds=` that names one says why at the site.
@@ -49,6 +50,9 @@ def _decide(site: Site, options: Options) -> Site:
     if keep is not None:
         # Where it was seen is said of a kept one too; what follows for its upsampler is not.
         return dataclasses.replace(site, swap=False, reason=keep, notes=site.notes if site.seen_in != "eval" else ())
+    guided = is_guided(options.upsampler)
+    if guided and site.guide is None:
+        return without_guide(site, site.no_guide or "it was not looked for", options)
     override = _override_for(site.name, options.overrides)
     values = {**options.config, **(override.options if override is not None else {})}
     config = make_config(options.upsampler, values)
@@ -61,6 +65,26 @@ def _decide(site: Site, options: Options) -> Site:
     if override is not None:
         changed = ", ".join(f"{name}={value}" for name, value in override.options.items())
         notes = (*notes, f"{changed} by the override {override.sites!r}")
+    guide = site.guide if guided else None
+    if guide is not None:
+        notes = (_guided(guide), *notes)
+    site = dataclasses.replace(site, guide=guide, no_guide=site.no_guide if guided else "", upsampler=None)
+    return _swapped(site, config, fitted, notes)
+
+
+def without_guide(site: Site, why: str, options: Options) -> Site:
+    """The site swapped for the upsampler that sites without a guide get; `OptionError` with `strict`."""
+    if options.strict:
+        raise OptionError(
+            f"{site.name}: {options.upsampler} takes a guide, and the site has none: {why}; exclude the site, or drop strict"
+        )
+    config = make_config(options.unguided, {})
+    fitted, notes = config.fit(site)
+    bare = dataclasses.replace(site, guide=None, no_guide=why, upsampler=options.unguided)
+    return _swapped(bare, config, fitted, (f"{options.unguided}, without a guide: {why}", *notes))
+
+
+def _swapped(site: Site, config: UpsamplerConfig, fitted: UpsamplerConfig, notes: Iterable[str]) -> Site:
     return dataclasses.replace(
         site,
         swap=True,
@@ -68,6 +92,17 @@ def _decide(site: Site, options: Options) -> Site:
         settings=dataclasses.asdict(fitted),
         notes=(*site.notes, *notes),
     )
+
+
+def _guided(guide: Guide) -> str:
+    """A guide in words."""
+    where = {
+        "fusion": f"where the two are fused: {guide.place}",
+        "local": f"by {guide.place}",
+        "handed": f"by {guide.place} of {guide.holder or 'the model'}",
+    }
+    what = " with what the fused one is computed from" if guide.source else ""
+    return f"guided {where[guide.way]}{what} ({guide.channels} channels)"
 
 
 def _override_for(name: str, overrides: Sequence[Override]) -> Override | None:
@@ -102,9 +137,10 @@ def _check_overrides_reach(overrides: Sequence[Override], sites: Sequence[Site])
     """`FilterError` for an override whose sites are all kept: what was asked for would be lost without a word."""
     for override in overrides:
         matched = [site for site in sites if _matches(override, site.name)]
-        if not any(site.swap for site in matched):
+        if not any(site.swap and site.upsampler is None for site in matched):
             why = "; ".join(f"{site.name}: {site.why}" for site in matched[:3])
-            raise FilterError(f"override {override.sites!r} is for sites that are kept: {why}")
+            what = "are kept" if not any(site.swap for site in matched) else "have no guide"
+            raise FilterError(f"override {override.sites!r} is for sites that {what}: {why}")
 
 
 def _why_kept(site: Site, options: Options) -> str | None:

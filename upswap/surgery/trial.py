@@ -36,23 +36,29 @@ class _StandIn(nn.Module):
         self.site = site
         self.reached = reached
 
-    def forward(self, x: torch.Tensor, size: Any = None, scale_factor: Any = None) -> torch.Tensor:
-        self.reached(self.site.name)
+    def forward(
+        self, x: torch.Tensor, size: Any = None, scale_factor: Any = None, guide: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if (guide is None) == (self.site.guide is None):
+            self.reached(self.site.name)
         mode: Any = self.site.mode  # of a site to swap, one of `sampling.MODES`
         return sampling.Mapping(mode, self.site.align_corners).resize(x, size, scale_factor)
 
 
 def doubtful(model: nn.Module, owners: Mapping[str, Sequence[Site]]) -> dict[str, Sequence[Site]]:
     """The owners with a swapped site that is reached through other functions, or in one that is kept as a value or is not
-    the forward.
+    the forward, or that has a guide.
 
     Whether the rewritten form is the one that runs, depends on how such a function is called.
     """
     kept = kept_functions(model)
+    handing = {path for sites in owners.values() for site in sites if site.swap for path in site.handed_by}
     return {
         path: sites
         for path, sites in owners.items()
-        if any(site.swap and site.location is not None and _is_doubtful(site.location, kept) for site in sites)
+        if path in handing
+        or any(site.swap and site.location is not None and _is_doubtful(site.location, kept) for site in sites)
+        or any(site.swap and site.guide is not None for site in sites)
     }
 
 
@@ -75,6 +81,9 @@ def unproved(
     """
     reached: set[str] = set()
     stand_ins = {path: [_StandIn(site, reached.add) for site in sites if site.swap] for path, sites in owners.items()}
+    for site in [module.site for modules in stand_ins.values() for module in modules]:
+        for path in site.handed_by:
+            stand_ins.setdefault(path, [])
     with _rewritten(model, stand_ins, rewritings), warnings.catch_warnings():
         warnings.simplefilter("ignore", UpswapWarning)
         changed = not all(_same(seen.outputs, run_again(model, seen)) for seen in runs)
@@ -88,6 +97,8 @@ def unproved(
                 way = " -> ".join(step.expression for step in location.steps) if location else ""
                 problems[module.site.name] = (
                     f"the function it stands in is not called in a way that can be rewritten: {way}"
+                    if module.site.guide is None
+                    else f"its guide does not come there: {module.site.guide.place}"
                 )
     return problems
 

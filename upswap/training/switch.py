@@ -78,8 +78,17 @@ class _Original:
             if isinstance(twin, _Original):
                 twin.take_out()
 
-    def __call__(self, x: torch.Tensor, size: Any = None, scale_factor: Any = None) -> torch.Tensor:
-        """(N, C, H, W) to `size`, by `scale_factor`, or as the resize before the patch has it where neither is given."""
+    def __call__(
+        self, x: torch.Tensor, size: Any = None, scale_factor: Any = None, guide: Any = None, both: bool = False
+    ) -> Any:
+        """(N, C, H, W) to `size`, by `scale_factor`, or as the resize before the patch has it where neither is given.
+
+        A guide stays what it is: with `both` it comes first.
+        """
+        out = self._resized(x, size, scale_factor)
+        return (guide, out) if both else out
+
+    def _resized(self, x: torch.Tensor, size: Any, scale_factor: Any) -> torch.Tensor:
         if size is None and scale_factor is None:
             if self._layer is not None:
                 return cast(torch.Tensor, self._layer.forward(x))  # its hooks run for the upsampler

@@ -30,6 +30,7 @@ _SHARED: dict[str, Any] = {
     "include": (),
     "exclude": (),
     "share_layers": False,
+    "unguided": "dysample",
 }
 
 
@@ -91,7 +92,12 @@ _PATCH = [
     click.option(
         "--upsampler",
         metavar="NAME",
-        help="dysample, carafe, lda_aqu, or an installed package's.  [default: dysample]",
+        help="dysample, carafe, lda_aqu, fade, fade-lite, sapa-b, freqfusion, or an installed package's.  [default: dysample]",
+    ),
+    click.option(
+        "--unguided",
+        metavar="NAME",
+        help="The upsampler of sites without a guide, where --upsampler takes one.  [default: dysample]",
     ),
     *_flags(DEFAULT),
     _SET,

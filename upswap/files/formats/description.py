@@ -94,7 +94,7 @@ def restored(
             made = model
         if description.get("plan") is not None:
             plan = checked_plan(description["plan"], made, path)
-            budget.check_numbers([(site.channels, site.other_channels) for site in plan.swapped])
+            budget.check_numbers([site.all_channels for site in plan.swapped])
             # The caller's own model may take what it takes.
             apply_plan(made, plan, budget.building, budget.running if model is None else contextlib.nullcontext)
         assign(made, tensors, path, keep_dtype=True)

@@ -79,7 +79,7 @@ def patch_as_kept(
     found = []
     for text, plan in (whole or plans).items():
         if budget is not None:
-            budget.check_numbers([(site.channels, site.other_channels) for site in plan.swapped])
+            budget.check_numbers([site.all_channels for site in plan.swapped])
         part = _part_of(model, plan, path)
         if part is not None:
             plan = _for_class(plan, class_name(part))

@@ -75,7 +75,7 @@ def patch(model: nn.Module, plan: Plan, tensors: Mapping[str, torch.Tensor], pat
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     budget = Budget({**own, **tensors}, str(path))
     with carried_out(model, path):
-        budget.check_numbers([(site.channels, site.other_channels) for site in plan.swapped])
+        budget.check_numbers([site.all_channels for site in plan.swapped])
         # The caller's own model may take what it takes.
         apply_plan(model, plan, budget.building, contextlib.nullcontext)
 
@@ -99,8 +99,9 @@ def _differences(plan: Plan, own: Plan) -> list[str]:
 def _made(site: Site, plan: Plan) -> dict[str, Any]:
     """What an upsampler is made from. Two of the same tensors may compute other things with them."""
     return {
-        "upsampler": plan.options.upsampler,
+        "upsampler": plan.upsampler_of(site),
         **site.settings,
+        **({} if site.guide is None else {"guide's channels": site.guide.channels, "guide": site.guide.place}),
         "mode": site.mode,
         "align_corners": site.align_corners,
         "channels": (site.channels, *site.other_channels),

@@ -131,24 +131,36 @@ _LDA_AQU = {
 
 
 @dataclasses.dataclass(frozen=True)
-class FADEConfig(UpsamplerConfig):
-    """The options of `fade` (ECCV 2022, arXiv 2207.10392)."""
+class _Gated(UpsamplerConfig):
+    """Options with a gate, which mixes the guide into the output."""
 
     gating: bool = dataclasses.field(
         default=True, metadata=means("mix the guide, of as many channels, into the output")
     )
+
+    def fit(self, site: Site, *, strict: bool = False) -> tuple[Self, tuple[str, ...]]:
+        """The options for a site and its guide: no gate where the two have other channels."""
+        if not self.gating or site.guide is None or site.guide.channels == site.channels:
+            return self, ()
+        why = f"the guide has {site.guide.channels} channels, and the map {site.channels}"
+        if strict:
+            raise OptionError(f"{site.name}: {why}: give gating=False, exclude the site, or drop strict")
+        return dataclasses.replace(self, gating=False), (f"gating False, because {why}",)
+
+
+@dataclasses.dataclass(frozen=True)
+class FADEConfig(_Gated):
+    """The options of `fade` (ECCV 2022, arXiv 2207.10392)."""
+
     up_kernel_size: int = dataclasses.field(default=5, metadata=means("side of the window that is summed, odd"))
     embedding_dim: int = dataclasses.field(default=64, metadata=means("channels that kernels are predicted from"))
     init: Init = dataclasses.field(default="match", metadata=INIT)
 
 
 @dataclasses.dataclass(frozen=True)
-class FADELiteConfig(UpsamplerConfig):
+class FADELiteConfig(_Gated):
     """The options of `fade-lite` (ECCV 2022, arXiv 2207.10392)."""
 
-    gating: bool = dataclasses.field(
-        default=True, metadata=means("mix the guide, of as many channels, into the output")
-    )
     up_kernel_size: int = dataclasses.field(default=5, metadata=means("side of the window that is summed, odd"))
     init: Init = dataclasses.field(default="match", metadata=INIT)
 
@@ -186,7 +198,32 @@ class FreqFusionConfig(UpsamplerConfig):
     padding: Literal["zero", "reflect"] = dataclasses.field(
         default="zero", metadata=means("what windows read outside: zero, as released weights were trained, or reflect")
     )
-    additive: bool = dataclasses.field(
-        default=False, metadata=means("add to the output what the guide gains, for a host that adds the two")
+    additive: bool | None = dataclasses.field(
+        default=None,
+        metadata=means(
+            "add to the output what the guide gains; where not given, if the host adds the two, of as many channels"
+        ),
     )
     init: Init = dataclasses.field(default="match", metadata=INIT)
+
+    def fit(self, site: Site, *, strict: bool = False) -> tuple[Self, tuple[str, ...]]:
+        """The options for a site and its guide: groups that divide the channels, and what is added."""
+        notes: list[str] = []
+        found: dict[str, Any] = {}
+        if self.resample:
+            groups = max(n for n in range(1, max(self.groups, 1) + 1) if site.channels % n == 0)
+            if groups != self.groups:
+                found["groups"] = groups
+                notes.append(f"groups {groups}, the largest divisor of {site.channels} channels up to {self.groups}")
+        alike = site.guide is not None and site.guide.channels == site.channels
+        if self.additive is None:
+            added = site.guide is not None and site.guide.fusion == "add" and not site.guide.source
+            found["additive"] = alike and added
+        elif self.additive and site.guide is not None and not alike:
+            found["additive"] = False
+            notes.append(
+                f"additive False, because the guide has {site.guide.channels} channels, and the map {site.channels}"
+            )
+        if strict and notes:
+            raise OptionError(f"{site.name}: {'; '.join(notes)}; give these, exclude the site, or drop strict")
+        return dataclasses.replace(self, **found), tuple(notes)

@@ -72,6 +72,9 @@ class FreqFusion(GuidedUpsampler):
 
     gains: ClassVar[tuple[str, ...]] = ("gain", "gain_hp")
 
+    #: Where a host concatenates guide and map, it is asked for `both`.
+    changes_guide = True
+
     def __init__(
         self,
         channels: int,
@@ -84,7 +87,7 @@ class FreqFusion(GuidedUpsampler):
         norm: bool = True,
         groups: int = 4,
         padding: Padding = "zero",
-        additive: bool = False,
+        additive: bool | None = None,
         init: Init = "match",
         mode: Mode = "bilinear",
         align_corners: bool = False,
@@ -104,7 +107,7 @@ class FreqFusion(GuidedUpsampler):
             norm: whether what offsets are predicted from is normalised, for which `compressed` is a multiple of 8.
             groups: groups of channels with offsets of their own.
             padding: what windows read outside: "zero", or "reflect".
-            additive: whether a call adds the high-pass of the guide, for which it has C channels.
+            additive: whether a call adds the high-pass of the guide, for which it has C channels; None for not.
             init: "match" to compute the original resize at step 0, "paper" for the published operator.
             mode: the mode of the original resize.
             align_corners: the original resize's; only bilinear and bicubic have it.
@@ -190,15 +193,19 @@ class FreqFusion(GuidedUpsampler):
         size: int | Sequence[int] | None = None,
         scale_factor: float | Sequence[float] | None = None,
         guide: Tensor | None = None,
-    ) -> Tensor:
-        """As `GuidedUpsampler.forward`; with `additive` plus the high-pass of the guide."""
+        both: bool = False,
+    ) -> Any:
+        """As `GuidedUpsampler.forward`; with `additive` plus the high-pass of the guide, with `both` as the method `both`."""
         self._check(x)
         guide = self._checked(guide, x)
         size, (shape, factors, smaller) = self._target(x, size, scale_factor, guide)
         if smaller:
-            return self._original(x, size, factors)
-        published, high = self._operate_both(x, guide, self.additive)
+            out = self._original(x, size, factors)
+            return (guide, out) if both else out
+        published, high = self._operate_both(x, guide, both or self.additive)
         out = self._finished(x, size, factors, resized(published, shape))
+        if both:
+            return self._sharpened(guide, cast(Tensor, high)), out
         return out if high is None else self._sharpened(out, resized(high, shape))
 
     def both(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,11 +221,7 @@ class FreqFusion(GuidedUpsampler):
         Raises:
             ShapeError: `x` or `guide` is not what the module was built for.
         """
-        self._check(x)
-        self._checked(guide, x)
-        size, (_, factors, _) = self._target(x, None, None, guide)
-        published, high = self._operate_both(x, guide, True)
-        return self._sharpened(guide, cast(Tensor, high)), self._finished(x, size, factors, published)
+        return cast("tuple[Tensor, Tensor]", self(x, guide=guide, both=True))
 
     def _sharpened(self, x: Tensor, high: Tensor) -> Tensor:
         """`x` plus the high-pass, by its gain."""

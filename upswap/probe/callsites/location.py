@@ -6,12 +6,14 @@ import ast
 import itertools
 import os
 import sys
+from collections.abc import Sequence
 from types import CodeType
+from typing import cast
 
 from ...errors import RewriteError
 from ...plan.site import Location, Step
 from .stack import Hop, Place
-from .syntax import FunctionNode, call_at, calls_in, function_of
+from .syntax import FunctionNode, Fusion, call_at, calls_in, function_of, fusion_at, fusions_in
 
 
 def locate(place: Place) -> Location:
@@ -27,10 +29,18 @@ def locate(place: Place) -> Location:
 
 
 def _step(hop: Hop) -> Step:
+    return _described(hop, call_at(hop.code, hop.position), calls_in(function_of(hop.code).node))
+
+
+def locate_fusion(hop: Hop) -> Step:
+    """The sum or concatenation at the position of a hop, which is none of its own; raises as `locate`."""
+    return _described(hop, fusion_at(hop.code, hop.position), fusions_in(function_of(hop.code).node))
+
+
+def _described(hop: Hop, call: Fusion, others: Sequence[Fusion]) -> Step:
     function = function_of(hop.code)
-    call = call_at(hop.code, hop.position)
     expression = ast.unparse(call)
-    alike = [other for other in calls_in(function.node) if ast.unparse(other) == expression]
+    alike = [other for other in others if ast.unparse(other) == expression]
     return Step(
         function=hop.code.co_qualname,
         expression=expression,
@@ -50,7 +60,16 @@ def find_call(node: FunctionNode, step: Step) -> ast.Call:
     Raises `RewriteError` where the source no longer has it, or has it in other company: another call written alike may
     have come before it, another loop may run it another number of times.
     """
-    alike = [call for call in calls_in(node) if ast.unparse(call) == step.expression]
+    return cast("ast.Call", _found(node, step, calls_in(node)))
+
+
+def find_fusion(node: FunctionNode, step: Step) -> Fusion:
+    """The sum or concatenation that `step` describes in a function's tree; raises as `find_call`."""
+    return _found(node, step, fusions_in(node))
+
+
+def _found(node: FunctionNode, step: Step, among: Sequence[Fusion]) -> Fusion:
+    alike = [call for call in among if ast.unparse(call) == step.expression]
     if not alike:
         raise RewriteError(f"{step.function} no longer has the call `{step.expression}`")
     if len(alike) != step.alike or step.index >= step.alike:
@@ -67,7 +86,7 @@ def find_call(node: FunctionNode, step: Step) -> ast.Call:
     return call
 
 
-def _around(function: FunctionNode, call: ast.Call) -> tuple[str, ...]:
+def _around(function: FunctionNode, call: Fusion) -> tuple[str, ...]:
     """The loops and branches of a function that decide whether and how often a call in it runs, outermost first."""
     parents = {id(child): parent for parent in ast.walk(function) for child in ast.iter_child_nodes(parent)}
     headers: list[str] = []

@@ -31,7 +31,8 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 # Files that may stand between a model's code and the recorder.
 _NOT_THE_MODEL = (F.__file__, sys.modules["torch.overrides"].__file__, nn.modules.module.__file__)
 _RESIZE_LAYER = nn.Upsample.forward.__code__
-_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+_AT_ONCE = ("<listcomp>", "<setcomp>", "<dictcomp>")
+_COMPREHENSIONS = (*_AT_ONCE, "<genexpr>")
 
 
 class Hop(NamedTuple):
@@ -62,11 +63,16 @@ class Place:
 
 
 class Trail(NamedTuple):
-    """The module whose method a way starts in, the hops, and the frame whose run counts occurrences."""
+    """The module whose method a way starts in, the hops, and the frame whose run counts occurrences.
+
+    `homes` are the frames of the last of the hops, those that call each other with nothing else between, down to the one that
+    makes the call; none where something else makes it.
+    """
 
     owner: nn.Module | None
     hops: tuple[Hop, ...]
     counting: FrameType
+    homes: tuple[FrameType, ...]
     problem: str = ""
 
 
@@ -85,7 +91,7 @@ def trail(
     if start is None:
         outer = frames[-1] if frames else frame
         nearest = next((m for m in map(_first_argument, frames) if m is not None and known(m)), None)
-        return Trail(nearest, (), outer, _why_no_method(frames, nearest))
+        return Trail(nearest, (), outer, (), _why_no_method(frames, nearest))
     owner = _first_argument(frames[start])
     return Trail(owner, *_hops(frames[: _outermost(frames, start, known) + 1]))
 
@@ -167,9 +173,18 @@ def _calls_method(caller: CodeType, where: Position, callee: FrameType) -> bool:
     )
 
 
-def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, str]:
-    """The hops from the last of the frames to the first, the frame that counts, and why the way cannot be rewritten."""
+def home_of(frame: FrameType) -> FrameType:
+    """The frame of the function that a comprehension stands in, which runs at once; of anything else the frame itself."""
+    while frame.f_code.co_name in _AT_ONCE and frame.f_back is not None and _within(frame.f_back.f_code, frame.f_code):
+        frame = frame.f_back
+    return frame
+
+
+def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, tuple[FrameType, ...], str]:
+    """The hops from the last of the frames to the first, the frame that counts, those that call each other, and why the way
+    cannot be rewritten."""
     hops: list[Hop] = []
+    homes: list[FrameType] = []
     index = len(frames) - 1
     counting, fresh = frames[index], False
     while True:
@@ -179,10 +194,11 @@ def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, str]:
         inner = any(not _within(current.f_code, frames[i].f_code) for i in range(text, index))
         if inner:
             counting = next(frames[i] for i in range(text, index) if frames[i].f_code.co_name not in _COMPREHENSIONS)
+        homes = [] if inner else [current] if fresh else [*homes, current]
         module = str(current.f_globals.get("__name__", ""))
         hops.append(Hop(current.f_code, position(frames[text]), module, fresh, inner))
         if text == 0:
-            return tuple(hops), counting, ""
+            return tuple(hops), counting, tuple(homes), ""
         below = next((i for i in range(text - 1, -1, -1) if not _is_torch(frames[i])), None)
         if below is None:
             # `checkpoint(F.interpolate, x)`: what the model hands to torch is the resize itself. `super().forward(x)` of a
@@ -193,6 +209,7 @@ def _hops(frames: list[FrameType]) -> tuple[tuple[Hop, ...], FrameType, str]:
             return (
                 tuple(hops),
                 counting,
+                (),
                 "" if runs_once else f"{frames[0].f_code.co_qualname} of torch runs the resize",
             )
         index = below

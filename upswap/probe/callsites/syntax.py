@@ -7,11 +7,12 @@ import functools
 import linecache
 from collections.abc import Iterable, Iterator, Sequence
 from types import CodeType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from ...errors import RewriteError
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+Fusion = ast.Call | ast.BinOp | ast.AugAssign
 # The names that functions made of these have in tracebacks and qualified names.
 _COMPREHENSIONS: dict[type, str] = {
     ast.ListComp: "<listcomp>",
@@ -68,6 +69,27 @@ def calls_in(node: ast.AST) -> list[ast.Call]:
     return sorted(
         calls, key=lambda call: (call.lineno, call.col_offset, -(call.end_lineno or 0), -(call.end_col_offset or 0))
     )
+
+
+def fusions_in(node: ast.AST) -> list[Fusion]:
+    """The calls and additions in a function in the order of the text: what may fuse two maps."""
+    found = [child for child in ast.walk(node) if isinstance(child, ast.Call) or _is_addition(child)]
+    fusions = cast("list[Fusion]", found)
+    return sorted(
+        fusions, key=lambda part: (part.lineno, part.col_offset, -(part.end_lineno or 0), -(part.end_col_offset or 0))
+    )
+
+
+def _is_addition(node: ast.AST) -> bool:
+    return isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Add)
+
+
+def fusion_at(code: CodeType, position: tuple[int | None, ...]) -> Fusion:
+    """The call or addition at a position of a function's text; `RewriteError` where there is none."""
+    for part in fusions_in(function_node(code)):
+        if (part.lineno, part.col_offset, part.end_lineno, part.end_col_offset) == position:
+            return part
+    raise RewriteError(f"{code.co_qualname} fuses at line {position[0]} by something else than a call or an addition")
 
 
 def call_at(code: CodeType, position: tuple[int | None, ...]) -> ast.Call:

@@ -28,12 +28,16 @@ class Rewriting(NamedTuple):
     methods: dict[str, Any]
 
 
-def rewrite_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewriting:
+def rewrite_owner(
+    owner: nn.Module, sites: Sequence[Site], forward: Any, handing: Sequence[Site] = (), path: str = ""
+) -> Rewriting:
     """The first faithful route for an owner's swapped sites. The owner is not changed.
 
-    `sites` are all sites of the owner; `forward` describes one run of it, as the probe saw it. Raises `RewriteError` where
-    no route is faithful.
+    `sites` are all sites of the owner; `forward` describes one run of it, as the probe saw it. `handing` are the swapped sites of
+    other modules whose guides the owner, at `path` in the model, hands down. Raises `RewriteError` where no route is faithful.
     """
+    if handing or any(site.swap and site.guide is not None for site in sites):
+        return _rewriting("source", owner, sites, source_methods(owner, sites, handing, path), guided=True)
     if all(site.op == "module" for site in sites):
         return Rewriting("module", {})
     if any(site.other_channels for site in sites):
@@ -44,27 +48,31 @@ def rewrite_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewr
         return _rewriting("source", owner, sites, source_methods(owner, sites))
 
 
-def _rewriting(route: str, owner: nn.Module, sites: Sequence[Site], methods: dict[str, Any]) -> Rewriting:
+def _rewriting(
+    route: str, owner: nn.Module, sites: Sequence[Site], methods: dict[str, Any], *, guided: bool = False
+) -> Rewriting:
     scripted: dict[str, Any] = {}
     for name, new in methods.items():
         original = attribute(type(owner), name)
         mark(new, original)
-        scripted |= with_script(new, original, owner, sites, len(scripted))
+        scripted |= with_script(new, original, owner, sites, len(scripted), guided=guided)
     return Rewriting(route, methods | scripted)
 
 
-def replay_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewriting:
+def replay_owner(
+    owner: nn.Module, sites: Sequence[Site], forward: Any, handing: Sequence[Site] = (), path: str = ""
+) -> Rewriting:
     """`rewrite_owner` for sites of a Plan made before, perhaps of another version of the owner's class.
 
     Raises `Misfit` with each swapped site that is not as the Plan knew it.
     """
     swapped = [site for site in sites if site.swap]
-    if swapped[0].op == "module":
+    if swapped and swapped[0].op == "module":
         cause = _unlike_layer(owner, swapped[0])
         if cause is not None:
             raise Misfit({swapped[0].name: cause})
     try:
-        return rewrite_owner(owner, sites, forward)
+        return rewrite_owner(owner, sites, forward, handing, path)
     except Misfit:
         raise
     except RewriteError as error:
@@ -74,13 +82,13 @@ def replay_owner(owner: nn.Module, sites: Sequence[Site], forward: Any) -> Rewri
                 source_methods(owner, [site])
             except RewriteError as alone:
                 causes[site.name] = str(alone)
-        unknown = swapped[_MOST_CAUSES:] if causes else swapped
+        unknown = swapped[_MOST_CAUSES:] if causes else [*swapped, *handing]
         raise Misfit(causes | dict.fromkeys((site.name for site in unknown), str(error))) from error
     except UpswapError:
         raise
     except _DAMAGE as error:
         cause = f"its description in the plan is damaged ({type(error).__name__}: {error})"
-        raise Misfit(dict.fromkeys((site.name for site in swapped), cause)) from error
+        raise Misfit(dict.fromkeys((site.name for site in (*swapped, *handing)), cause)) from error
 
 
 # How many sites of an owner are looked at each by itself; a module of a model has a few.

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from types import CellType, CodeType, FunctionType
 from typing import Any, cast
@@ -22,12 +23,15 @@ from torch import nn
 
 from ...errors import RewriteError
 from ...plan.site import Step
+from ...probe.callsites.certain import follows, is_bound, returns_in
 from ...probe.callsites.functions import functions_in, loaded
-from ...probe.callsites.location import find_call, is_function
-from ...probe.callsites.syntax import FunctionNode, function_node, other_ways
+from ...probe.callsites.location import find_call, find_fusion, is_function
+from ...probe.callsites.syntax import FunctionNode, Fusion, function_node, other_ways
+from .guiding import GUIDE, Handed, check_fused, fuse, hand
 from .runtime import Target, enter, resize
 
-_RUN, _OWNER = "_upswap_run", "_upswap_owner"
+_RUN, _OWNER, _FUSE, _FUSED = "_upswap_run", "_upswap_owner", "_upswap_fuse", "_upswap_fused"
+_ADD, _ADD_IN_PLACE = "_upswap_add", "_upswap_iadd"
 _FUTURES = functools.reduce(
     int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
@@ -36,31 +40,57 @@ _FUTURES = functools.reduce(
 @dataclasses.dataclass
 class Resize:
     """A resize call to be replaced: what each of its runs goes through, and which counter counts them, if they are
-    counted. `apart` are the expressions that have sites of their own."""
+    counted. `apart` are the expressions that have sites of their own. `names` are the locals that guides are found by, `fusings`
+    the expressions where results are corrected with theirs."""
 
     step: Step
     counter: int | None
     targets: list[Target | None]
     apart: frozenset[str]
+    names: tuple[str, ...] = ()
+    fusings: tuple[Step, ...] = ()
+
+
+@dataclasses.dataclass
+class Fuse:
+    """A sum or concatenation in which results of the resizes at some sites are corrected."""
+
+    step: Step
+    sites: tuple[str, ...]
+
+
+@dataclasses.dataclass
+class Hand:
+    """A call that leads to modules which guides are handed to, found by the locals `names`; `sites` are theirs."""
+
+    step: Step
+    targets: list[Handed]
+    names: tuple[str, ...]
+    sites: str
 
 
 @dataclasses.dataclass
 class Detour:
     """A call that leads to functions with resize calls in them: for each function, as its own steps name it, what is
-    replaced there."""
+    replaced there. `fusings` are as those of a `Resize`."""
 
     step: Step
-    functions: list[tuple[Step, list[Resize | Detour]]]
+    functions: list[tuple[Step, list[Resize | Detour | Fuse | Hand]]]
+    fusings: tuple[Step, ...] = ()
 
 
-Replacement = Resize | Detour
+Replacement = Resize | Detour | Fuse | Hand
 
 
 def recompile(
-    method: FunctionType, owner: nn.Module, replacements: Sequence[Replacement], counters: int
+    method: FunctionType,
+    owner: nn.Module,
+    replacements: Sequence[Replacement],
+    counters: int,
+    takes_guide: bool = False,
 ) -> FunctionType:
     """`method` of the module `owner`, with the calls that `replacements` name replaced; its resizes use that many
-    counters in all.
+    counters in all. With `takes_guide` it has one more keyword, by which it is handed a guide.
 
     The new function shares globals, defaults and closure with the old. Raises `RewriteError` where a call cannot be found.
     """
@@ -68,9 +98,12 @@ def recompile(
     arguments = node.args.posonlyargs + node.args.args
     if not arguments:
         raise RewriteError(f"{method.__qualname__} names no argument for the module itself")
+    if takes_guide:
+        node.args.kwonlyargs.append(ast.arg(GUIDE))
+        node.args.kw_defaults.append(ast.Constant(None))
     injected = _replace(method, owner, node, replacements, counters, arguments[0].arg)
     _begin(node, [ast.Assign([ast.Name(_RUN, ast.Store())], _zeros(counters))])
-    return _Template(method, node, injected).bind(method)
+    return _Template(method, node, injected, {GUIDE: None} if takes_guide else None).bind(method)
 
 
 class Helper:
@@ -149,11 +182,14 @@ def _replace(
     """Change the calls in `node`, and give what they need from the function's closure, by name."""
     injected: dict[str, Any] = {}
     # Found before any is changed: `find_call` compares texts.
-    calls = [find_call(node, replacement.step) for replacement in replacements]
-    if len(set(map(id, calls))) < len(calls):
+    fuses = [each for each in replacements if isinstance(each, Fuse)]
+    fusions = [find_fusion(node, each.step) for each in fuses]
+    others = [each for each in replacements if not isinstance(each, Fuse)]
+    calls = [find_call(node, replacement.step) for replacement in others]
+    if len(set(map(id, (*calls, *fusions)))) < len(calls) + len(fusions):
         raise RewriteError(f"one call of {function.__qualname__} is a resize at one time and leads to one at another")
     parents = {id(child): parent for parent in ast.walk(node) for child in ast.iter_child_nodes(parent)}
-    numbered = [*zip(calls, itertools.count(), replacements, strict=False)]
+    numbered = [*zip(calls, itertools.count(), others, strict=False)]
     numbered += [
         (other, index, replacement)
         for call, index, replacement in numbered
@@ -161,6 +197,8 @@ def _replace(
         for other in other_ways(node, call)
         if ast.unparse(other) not in replacement.apart
     ]
+    for call, _, replacement in numbered:
+        _check_guides(function, node, call, replacement)
     for call, index, replacement in numbered:
         name = f"_upswap_{index}"
         run: ast.expr = ast.Name(_RUN, ast.Load())
@@ -170,20 +208,87 @@ def _replace(
         if isinstance(replacement, Resize):
             injected[name] = functools.partial(resize, tuple(replacement.targets))
             # In the code itself: torch 2.9 compiles a number that is held elsewhere as one that may change.
-            leading = [ast.Constant(replacement.counter)]
+            leading = [ast.Constant(replacement.counter), run]
+            call.keywords += _locals(replacement.names)
+        elif isinstance(replacement, Hand):
+            injected[name] = functools.partial(hand, tuple(replacement.targets))
+            call.keywords += _locals(replacement.names)
         else:
             callee = value_of(call.func, function, owner if owner_name != _OWNER else None)
             helper = Helper(owner, replacement.functions, counters, callee)
             injected[name] = functools.partial(enter, helper, _names(replacement))
+            leading = [run]
         inherited = _super_call(call)
         if inherited is not None:
             # torch.compile cannot hold `super().forward` as a value, so what it stands for is found beforehand.
             injected[f"{name}_super"] = _inherited(function, type(owner), *inherited)
             call.args = [ast.Name(_first_name(node), ast.Load()), *call.args]
             call.func = ast.Name(f"{name}_super", ast.Load())
-        call.args = [*leading, run, ast.Name(owner_name, ast.Load()), call.func, *call.args]
+        call.args = [*leading, ast.Name(owner_name, ast.Load()), call.func, *call.args]
         call.func = ast.Name(name, ast.Load())
+    if fusions:
+        injected |= {_FUSE: fuse, _ADD: operator.add, _ADD_IN_PLACE: operator.iadd}
+        # Those inside others first: the others then have the changed ones.
+        for fusion in sorted(fusions, key=lambda part: sum(1 for _ in ast.walk(part))):
+            _fuse(fusion, parents[id(fusion)], counters)
+        sites = tuple(dict.fromkeys(site for each in fuses for site in each.sites))
+        injected[_FUSED] = functools.partial(check_fused, sites)
+        for statement in returns_in(node):
+            given: list[ast.expr] = [ast.Constant(counters), ast.Name(_RUN, ast.Load())]
+            value = statement.value if statement.value is not None else ast.Constant(None)
+            statement.value = ast.Call(ast.Name(_FUSED, ast.Load()), [*given, value], [])
     return injected
+
+
+def _check_guides(
+    function: FunctionType, node: ast.FunctionDef, call: ast.Call, replacement: Resize | Hand | Detour
+) -> None:
+    """`RewriteError` where the names of guides are not certainly bound at a call, or its result is not certainly fused later."""
+    for name in () if isinstance(replacement, Detour) else replacement.names:
+        if not is_bound(node, call, name):
+            raise RewriteError(f"in {function.__qualname__} the name of a guide, {name}, is not bound in every case")
+    for step in () if isinstance(replacement, Hand) else replacement.fusings:
+        if not follows(node, call, find_fusion(node, step)):
+            raise RewriteError(
+                f"in {function.__qualname__} `{step.expression}` does not follow the resize in every case"
+            )
+
+
+def _locals(names: Sequence[str]) -> list[ast.keyword]:
+    """The keyword by which a call passes the values of locals on. It comes last, so that they are what they are at the call."""
+    values: list[ast.expr] = [ast.Name(name, ast.Load()) for name in names]
+    return [ast.keyword("_upswap_locals", ast.Tuple(values, ast.Load()))] if names else []
+
+
+def _fuse(fusion: Fusion, parent: ast.AST, counters: int) -> None:
+    """Let a sum or concatenation go through `guiding.fuse`."""
+    leading: list[ast.expr] = [ast.Constant(counters), ast.Name(_RUN, ast.Load())]
+    through = ast.Name(_FUSE, ast.Load())
+    if isinstance(fusion, ast.Call):
+        fusion.args = [*leading, fusion.func, *fusion.args]
+        fusion.func = through
+    elif isinstance(fusion, ast.BinOp):
+        adding = ast.copy_location(ast.Name(_ADD, ast.Load()), fusion)
+        put(
+            parent,
+            fusion,
+            ast.copy_location(ast.Call(through, [*leading, adding, fusion.left, fusion.right], []), fusion),
+        )
+    else:
+        now = copy.deepcopy(fusion.target)
+        now.ctx = ast.Load()
+        adding = ast.copy_location(ast.Name(_ADD_IN_PLACE, ast.Load()), fusion)
+        call = ast.copy_location(ast.Call(through, [*leading, adding, now, fusion.value], []), fusion)
+        put(parent, fusion, ast.copy_location(ast.Assign([fusion.target], call), fusion))
+
+
+def put(parent: ast.AST, old: ast.AST, new: ast.AST) -> None:
+    """Let a part of a tree be another."""
+    for name, value in ast.iter_fields(parent):
+        if value is old:
+            setattr(parent, name, new)
+        elif isinstance(value, list):
+            value[:] = [new if item is old else item for item in value]
 
 
 def value_of(node: ast.expr, function: FunctionType, owner: nn.Module | None) -> Any:
@@ -216,7 +321,9 @@ def _names(detour: Detour) -> str:
         for replacement in replacements:
             if isinstance(replacement, Resize):
                 names += [target.site for target in replacement.targets if target is not None]
-            else:
+            elif isinstance(replacement, Hand):
+                names.append(replacement.sites)
+            elif isinstance(replacement, Detour):
                 names.append(_names(replacement))
     return ", ".join(names)
 
@@ -277,7 +384,14 @@ def _inherited(function: FunctionType, cls: type, arguments: list[ast.expr], nam
 class _Template:
     """A function's changed tree, compiled; it gives new functions with the globals, defaults and closure of old ones."""
 
-    def __init__(self, function: FunctionType, node: ast.FunctionDef, injected: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        function: FunctionType,
+        node: ast.FunctionDef,
+        injected: dict[str, Any],
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
+        self._defaults = defaults or {}
         self._injected = {name: CellType(value) for name, value in injected.items()}
         code = function.__code__
         free = [name for name in (*code.co_freevars, *self._injected) if name != "__class__"]
@@ -313,7 +427,7 @@ class _Template:
             function.__defaults__,
             tuple(cells[name] for name in self._code.co_freevars),
         )
-        new.__kwdefaults__ = function.__kwdefaults__
+        new.__kwdefaults__ = {**(function.__kwdefaults__ or {}), **self._defaults} or None
         new.__qualname__ = function.__qualname__
         functools.update_wrapper(new, function)
         del new.__dict__["__wrapped__"]

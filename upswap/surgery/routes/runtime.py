@@ -26,6 +26,20 @@ _IMPLIED: dict[Any, dict[str, Any]] = {
 }
 
 
+class Guided(NamedTuple):
+    """How the upsampler of a site gets its guide, of so many channels.
+
+    It is what `path` leads to from the local of that number among those that the call passes; or with `local` None the tensor
+    number `operand` of those that the result is fused with, which `concatenated` says of the two.
+    """
+
+    channels: int
+    local: int | None
+    path: tuple[Any, ...]
+    operand: int
+    concatenated: bool
+
+
 class Target(NamedTuple):
     """The upsampler of one site and the situation it was made for."""
 
@@ -34,6 +48,31 @@ class Target(NamedTuple):
     channels: tuple[int, ...]
     mode: str
     align_corners: bool
+    guide: Guided | None = None
+
+
+class Sent(NamedTuple):
+    """One resize that goes through an upsampler: of a guided one with the locals that were passed, and the run's own list."""
+
+    target: Target
+    upsampler: nn.Module
+    locals: tuple[Any, ...]
+    run: list[Any]
+
+
+class Pending(NamedTuple):
+    """A resize whose result is to be corrected where it is fused: what was computed from what, and as how it was asked for.
+
+    `versions` are how often result and input had been written to, None where that is not counted.
+    """
+
+    result: torch.Tensor
+    input: torch.Tensor
+    versions: tuple[int | None, int | None]
+    size: Any
+    scale_factor: Any
+    target: Target
+    upsampler: nn.Module
 
 
 class Rewriter(Protocol):
@@ -48,17 +87,18 @@ class Rewriter(Protocol):
 def resize(
     targets: tuple[Target | None, ...],
     counter: int | None,
-    run: list[int],
+    run: list[Any],
     owner: nn.Module,
     original: Callable[..., torch.Tensor],
     *args: Any,
+    _upswap_locals: tuple[Any, ...] = (),
     **kwargs: Any,
 ) -> torch.Tensor:
     """The call `original(*args, **kwargs)` of a rewritten function.
 
     `targets` has an entry for each time this call runs in one forward of its owner; None, and any run beyond those, is
     the original call. `run[counter]` counts the runs of this call, from 0 in every forward; without a counter, the first
-    target is that of every run.
+    target is that of every run. `_upswap_locals` are the values of the names that guides are found by.
     """
     occurrence = 0
     if counter is not None:
@@ -67,44 +107,43 @@ def resize(
     target = targets[occurrence] if occurrence < len(targets) else None
     if target is None:
         return original(*args, **kwargs)
-    upsampler = getattr(owner, target.child)
-    sent = _sent(target, upsampler, original)
+    to = Sent(target, getattr(owner, target.child), _upswap_locals, run)
+    sent = _sent(to, original)
     if sent is not None:
         return sent(*args, **kwargs)
     # `checkpoint(F.interpolate, x)`: torch runs the resize it is handed, and runs it again in the backward pass.
     for index, value in enumerate(args):
-        sent = _sent(target, upsampler, value)
+        sent = _sent(to, value)
         if sent is not None:
             return original(*args[:index], sent, *args[index + 1 :], **kwargs)
     for name, value in kwargs.items():
-        sent = _sent(target, upsampler, value)
+        sent = _sent(to, value)
         if sent is not None:
             return original(*args, **{**kwargs, name: sent})
     _say(f"site {target.site}: the resize was called through {original!r}, which upswap does not know")
     return original(*args, **kwargs)
 
 
-def _sent(target: Target, upsampler: nn.Module, resize: Any) -> Callable[..., torch.Tensor] | None:
+def _sent(to: Sent, resize: Any) -> Callable[..., torch.Tensor] | None:
     """A resize as a function that goes through the upsampler; None for what is no resize."""
     if isinstance(resize, functools.partial):
-        inner = _sent(target, upsampler, resize.func)
+        inner = _sent(to, resize.func)
         return None if inner is None else functools.partial(inner, *resize.args, **resize.keywords)
     if is_resize_layer(resize):
-        return functools.partial(_layer, target, upsampler, resize)
+        return functools.partial(_layer, to, resize)
     if isinstance(resize, MethodType) and is_resize_layer(resize.__self__) and resize.__func__.__name__ == "forward":
-        return _without_hooks(target, upsampler, resize.__self__)
+        return _without_hooks(to, resize.__self__)
     if resize is nn.Upsample.forward:  # `super().forward(x)` of a layer that is a subclass
-        return functools.partial(_inherited, target, upsampler)
+        return functools.partial(_inherited, to)
     if isinstance(resize, FunctionType) and resize in _IMPLIED:
-        return functools.partial(through, target, upsampler, **_IMPLIED[resize])
+        return functools.partial(through, to, **_IMPLIED[resize])
     return None
 
 
-def _without_hooks(target: Target, upsampler: nn.Module, layer: nn.Upsample) -> Callable[..., torch.Tensor]:
+def _without_hooks(to: Sent, layer: nn.Upsample) -> Callable[..., torch.Tensor]:
     return functools.partial(
         through,
-        target,
-        upsampler,
+        to,
         size=layer.size,
         scale_factor=layer.scale_factor,
         mode=layer.mode,
@@ -113,14 +152,14 @@ def _without_hooks(target: Target, upsampler: nn.Module, layer: nn.Upsample) -> 
     )
 
 
-def _inherited(target: Target, upsampler: nn.Module, layer: nn.Upsample, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _inherited(to: Sent, layer: nn.Upsample, *args: Any, **kwargs: Any) -> torch.Tensor:
     """The resize of an `nn.Upsample`, called from a forward of its own."""
-    return _without_hooks(target, upsampler, layer)(*args, **kwargs)
+    return _without_hooks(to, layer)(*args, **kwargs)
 
 
-def _layer(target: Target, upsampler: nn.Module, layer: nn.Upsample, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _layer(to: Sent, layer: nn.Upsample, *args: Any, **kwargs: Any) -> torch.Tensor:
     """The call of an `nn.Upsample`, sent through an upsampler; its hooks run as they would have."""
-    call = _without_hooks(target, upsampler, layer)
+    call = _without_hooks(to, layer)
     if not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks):
         return call(*args, **kwargs)
     hooked = object.__new__(_Hooked)
@@ -138,7 +177,7 @@ class _Hooked(nn.Upsample):
 def enter(
     helper: Rewriter,
     sites: str,
-    run: list[int],
+    run: list[Any],
     owner: nn.Module,
     original: Callable[..., Any],
     *args: Any,
@@ -172,8 +211,7 @@ def enter(
 
 
 def through(
-    target: Target,
-    upsampler: nn.Module,
+    to: Sent,
     input: torch.Tensor,
     size: Any = None,
     scale_factor: Any = None,
@@ -187,7 +225,7 @@ def through(
     A call that is not the one the upsampler was made for is what it was before, that of `F.interpolate`, and a warning
     names the site.
     """
-    unlike = None
+    target, unlike = to.target, None
     traced: Any = input  # an FX trace has no shapes to look at
     # Compared one by one: where torch 2.9 compiles for any size, a number in a tuple is never `in` it.
     if not isinstance(traced, fx.Proxy) and (input.dim() != 4 or all(input.shape[1] != n for n in target.channels)):
@@ -198,17 +236,87 @@ def through(
             f"its upsampler stands for mode={target.mode!r}, align_corners={target.align_corners}, this call asks for "
             f"mode={mode!r}, align_corners={align_corners}, antialias={antialias}"
         )
+    original = functools.partial(
+        F.interpolate, input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias
+    )
     if unlike is not None:
         _say(f"site {target.site}: {unlike}")
-        return F.interpolate(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+        return original()
     if size is None and scale_factor is not None and recompute_scale_factor:
         factors = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
         size = [math.floor(n * factor) for n, factor in zip(input.shape[-2:], factors, strict=True)]
+        scale_factor = None
+    if target.guide is None:
+        return upsampled(to.upsampler, input, size, scale_factor)
+    if target.guide.local is None:
+        result = original()
+        versions = (_version(result), _version(input))
+        to.run.append(Pending(result, input, versions, size, scale_factor, target, to.upsampler))
+        return result
+    guide = reached(to.locals[target.guide.local], target.guide.path)
+    unlike = unlike_guide(guide, target.guide.channels, input, _size(input, size, scale_factor))
+    if unlike is not None:
+        _say(f"site {target.site}: {unlike}")
+        return original()
+    return upsampled(to.upsampler, input, size, scale_factor, guide=guide)
+
+
+def upsampled(upsampler: nn.Module, input: torch.Tensor, size: Any, scale_factor: Any, **guided: Any) -> Any:
+    """`input` by an upsampler, asked for as `F.interpolate` was; with `both` that comes after the changed guide."""
     if size is not None:
-        return upsampler(input, size)
-    return upsampler(input, None, scale_factor)
+        return upsampler(input, size, **guided)
+    return upsampler(input, None, scale_factor, **guided)
+
+
+def _size(input: torch.Tensor, size: Any, scale_factor: Any) -> Any:
+    """The (h, w) that a resize is asked for."""
+    if size is not None:
+        return (size, size) if isinstance(size, int) else size
+    factors = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
+    return [math.floor(n * factor) for n, factor in zip(input.shape[-2:], factors, strict=True)]
 
 
 def _say(what: str) -> None:
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_dynamo_compiling():  # which cannot warn; an export says so when it is made
         warnings.warn(f"{what}; the original ran", UpswapWarning, stacklevel=4)
+
+
+# -- guides ---------------------------------------------------------------------------------------------------------------
+
+
+def reached(value: Any, path: Sequence[Any]) -> Any:
+    """What indices and keys lead to from a value; None where they lead nowhere."""
+    for key in path:
+        if (isinstance(value, list | tuple) and isinstance(key, int) and key < len(value)) or (
+            isinstance(value, dict) and key in value
+        ):
+            value = value[key]
+        else:
+            return None
+    return value
+
+
+def unlike_guide(guide: Any, channels: int, input: torch.Tensor, size: Any) -> str | None:
+    """Why a value is no guide of so many channels for a map that is resized to `size`, or None."""
+    if isinstance(guide, fx.Proxy):  # as in `through`
+        return None
+    if not isinstance(guide, torch.Tensor):
+        return "its guide is not there"
+    if guide.dim() != 4 or guide.shape[1] != channels or guide.shape[0] != input.shape[0]:
+        return f"its guide has to be ({input.shape[0]}, {channels}, h, w), and is {tuple(guide.shape)}"
+    if guide.shape[2] != size[0] or guide.shape[3] != size[1]:
+        return f"its guide has the size {tuple(guide.shape[2:])}, and the result {tuple(size)}"
+    if guide.device != input.device:
+        return f"its guide is on {guide.device}, and the map on {input.device}"
+    # Under autocast layers give other types than resizes, and the upsampler's convolutions take either.
+    if guide.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+        return f"its guide is {guide.dtype}, and the map {input.dtype}"
+    return None
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """How often a tensor was written to; None where that is not counted, or where the code alone is looked at."""
+    traced: Any = tensor
+    if isinstance(traced, fx.Proxy) or torch.compiler.is_compiling() or tensor.is_inference():
+        return None
+    return tensor._version

@@ -26,7 +26,7 @@ from ...plan.site import Site, Step, child_of
 from ...probe.callsites.class_code import is_resize_layer
 from ...probe.callsites.location import find_call, is_function
 from ...probe.callsites.syntax import FunctionNode, function_of, stands_in_loop
-from .rewrite_calls import value_of
+from .rewrite_calls import put, value_of
 
 #: What stands in a text that must not be compiled: TorchScript knows no such name, and shows the line with the reason.
 _REFUSAL = "upswap_cannot_script"
@@ -35,12 +35,12 @@ _ARGUMENTS = ("input", "size", "scale_factor", "mode", "align_corners", "recompu
 
 
 def with_script(
-    new: Any, original: Any, owner: nn.Module, sites: Sequence[Site], first: int = 0
+    new: Any, original: Any, owner: nn.Module, sites: Sequence[Site], first: int = 0, *, guided: bool = False
 ) -> dict[str, FunctionType]:
     """Give `new`, which replaces the method `original` of `owner`, the text to be scripted; `sites` are all of the owner's.
 
     What comes back are more methods for the owner's class, which that text calls: functions on the way to a resize, numbered
-    from `first`. Python never runs them.
+    from `first`. Python never runs them. With `guided` there is no such text: the method brings a guide to an upsampler.
     """
     if not (isinstance(new, FunctionType) and isinstance(original, FunctionType)):
         return {}
@@ -48,6 +48,8 @@ def with_script(
     original = inspect.unwrap(original)
     script = _Script(owner, first)
     try:
+        if guided:
+            raise _NotScriptable("an upsampler that takes a guide cannot be scripted")
         text = script.of(original, sites, 0)
     except (_NotScriptable, RewriteError) as reason:
         text = _refusal(original, str(reason))
@@ -259,17 +261,8 @@ class _Text:
             edits = [edit for edit in edits if id(edit[0]) not in inside[id(call)]]
             text = new()
             edits.append((call, text, False))
-            _put(parents[id(call)], call, ast.Name(text))
+            put(parents[id(call)], call, ast.Name(text))
         return edits
-
-
-def _put(parent: ast.AST, old: ast.expr, new: ast.expr) -> None:
-    """Let a part of a tree be another."""
-    for name, value in ast.iter_fields(parent):
-        if value is old:
-            setattr(parent, name, new)
-        elif isinstance(value, list):
-            value[:] = [new if item is old else item for item in value]
 
 
 def _statement_of(function: FunctionNode, call: ast.Call) -> ast.stmt:
