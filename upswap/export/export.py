@@ -218,11 +218,11 @@ class _Export:
 
     def _checked(self, run: Run, unpatched: float | None) -> tuple[Checked, ...]:
         rows = self._rows(self.reference, run)
-        limit = allowed(self.options.form, unpatched)
-        wrong = next((row for row in rows if row.problem or not row.error <= limit), None)
+        wrong = next((row for row in rows if not row.is_right(self.options.form, unpatched)), None)
         if wrong is None:
             return tuple(rows)
-        measure = "of the standard deviation (rms)" if self.options.form == "int8" else "of the largest output"
+        measure = "of the standard deviation (rms)" if self.options.form == "int8" else "of its largest output"
+        limit = allowed(self.options.form, unpatched, wrong.rounding)
         what = wrong.problem or f"it is {wrong.error:.1e} {measure} away, and {limit:.0e} is allowed"
         coarse = (
             ""
@@ -243,7 +243,7 @@ class _Export:
             rows = self._unpatched()
         if rows is None:
             return "The unpatched model cannot be exported either: the limit is the model's or the exporter's"
-        if any(row.problem or not row.error <= allowed(self.options.form, None) for row in rows):
+        if not all(row.is_right(self.options.form) for row in rows):
             return "The unpatched model comes out wrong too: the limit is the model's or the runtime's"
         return "The unpatched model comes out right; another sampler may, and a report of this is welcome"
 

@@ -39,7 +39,12 @@ class Made(NamedTuple):
 
 
 def make(
-    flat: Flat, tensors: Sequence[Tensor], options: ExportOptions, file: Path, data: Sequence[Sequence[Tensor]] = ()
+    flat: Flat,
+    tensors: Sequence[Tensor],
+    options: ExportOptions,
+    file: Path,
+    data: Sequence[Sequence[Tensor]] = (),
+    named: NamedGraph | None = None,
 ) -> Made:
     """The files of `flat`; raises whatever exporters raise.
 
@@ -49,10 +54,11 @@ def make(
         options: the target and what is asked of it.
         file: the name of an ONNX file, in an empty folder: such a file names the one of its weights. Others are renamed at will.
         data: for "int8", the inputs whose ranges are taken.
+        named: what `named_graph` gives for the same model and options, where that is there already.
     """
     folder = file.parent
     if options.by_onnx:
-        graph = _graph(flat, tensors, options, data)
+        graph = _finished(named or named_graph(flat, tensors, options), flat, options, data)
         if options.target.name == "openvino":
             files = runtimes.write_openvino(graph, folder)
             return Made(files, runtimes.run_openvino(files[-1], flat.input_names), graphs.shapes(graph), graph)
@@ -82,12 +88,25 @@ def make(
             raise ValueError(f"nothing here writes files of {other}")
 
 
-def _graph(
-    flat: Flat, tensors: Sequence[Tensor], options: ExportOptions, data: Sequence[Sequence[Tensor]]
-) -> onnx.ModelProto:
+class NamedGraph(NamedTuple):
+    """An ONNX graph as it comes from the exporter, with names. That takes most of the time."""
+
+    graph: onnx.ModelProto
+    kept: list[str]
+    """The nodes that compute coordinates and read by them."""
+
+
+def named_graph(flat: Flat, tensors: Sequence[Tensor], options: ExportOptions) -> NamedGraph:
+    """The graph that any target of the same opset, sampler and open sizes is given."""
     graph = graphs.to_onnx(flat, tensors, options.opset, dynamic=options.open_sizes)
     graphs.name_sizes(graph)
-    kept = graphs.name_coordinates(graph, upsampler_paths(flat.model))
+    return NamedGraph(graph, graphs.name_coordinates(graph, upsampler_paths(flat.model)))
+
+
+def _finished(
+    named: NamedGraph, flat: Flat, options: ExportOptions, data: Sequence[Sequence[Tensor]]
+) -> onnx.ModelProto:
+    graph, kept = named
     if options.simplify:
         graph = graphs.simplified(graph)
     if options.form == "half":

@@ -178,6 +178,7 @@ def run_ncnn(file: Path) -> Run:
     net = ncnn.Net()
     net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
     net.opt.use_bf16_storage = False
+    net.opt.num_threads = torch.get_num_threads()
     net.load_param(str(file))
     net.load_model(str(file.with_suffix(".bin")))
 
@@ -187,7 +188,7 @@ def run_ncnn(file: Path) -> Run:
             extractor = net.create_extractor()
             for index, x in enumerate(_numpy(tensors)):
                 extractor.input(f"in{index}", ncnn.Mat(np.ascontiguousarray(x[number])).clone())
-            names = [name for name in net.output_names() if name.startswith("out")]
+            names = sorted(net.output_names(), key=lambda name: int(name.removeprefix("out")))  # as they are computed
             batches.append([np.array(extractor.extract(name)[1]) for name in names])
         return [np.stack(outputs) for outputs in zip(*batches, strict=True)]
 
