@@ -5,7 +5,8 @@
 Offsets are random, of four pixels at most: a file that leaves them out would be far off. A row is a model in a target: whether
 the unpatched and the patched model are right there, by the check of `upswap export`, the larger error of three inputs, nodes of
 the ONNX graph, and the time of the patched file over that of the unpatched one in the same runtime: CPU time of one thread,
-interleaved, the median and the quartiles of the rounds.
+interleaved, the median and the quartiles of the rounds. Where the unpatched model does not come out right with sizes left open,
+the row is of fixed ones.
 
 Rows are appended to the file of --json as they are made, and one that is there is not made again, so that the same command goes
 on where it stopped; without a line for a row it is made anew. A model has a process of its own. Where that dies or hangs, the row
@@ -206,6 +207,8 @@ class Outcome:
     error: float | None = None
     rounding: float | None = None
     made: Made | None = None
+    open_sizes: str | None = None
+    """What went wrong where sizes were left open, if this is of fixed ones."""
 
 
 def outcome(these: Subject, options: ExportOptions, folder: Path, *, patched: bool) -> Outcome:
@@ -251,6 +254,9 @@ def row(these: Subject, target: Target, sampler: str, rounds: int, stage: Callab
     with tempfile.TemporaryDirectory() as before, tempfile.TemporaryDirectory() as after:
         stage("unpatched")
         first = outcome(these, options, Path(before), patched=False)
+        if first.cell not in (RIGHT, NOT_RUN) and options.open_sizes:
+            options = dataclasses.replace(options, dynamic=False)
+            first = dataclasses.replace(outcome(these, options, Path(before), patched=False), open_sizes=first.cell)
         stage("patched")
         second = outcome(these, options, Path(after), patched=True)
         stage("timing")
@@ -262,6 +268,7 @@ def row(these: Subject, target: Target, sampler: str, rounds: int, stage: Callab
         return {
             "unpatched": first.cell,
             "patched": second.cell,
+            "open_sizes": first.open_sizes,
             "error_unpatched": first.error,
             "error": second.error,
             "rounding_unpatched": first.rounding,
@@ -339,6 +346,7 @@ def ended(stage: str, how: str) -> dict[str, Any]:
     return {
         "unpatched": "made" if past else how,
         "patched": how if past else "not tried",
+        "open_sizes": None,
         "error_unpatched": None,
         "error": None,
         "rounding_unpatched": None,
@@ -366,7 +374,8 @@ def line(found: dict[str, Any]) -> str:
     nodes = "-" if found["nodes"][1] is None else " -> ".join("-" if n is None else str(n) for n in found["nodes"])
     speed = "-" if timed is None else f"{timed[1]:.2f} ({timed[0]:.2f} to {timed[2]:.2f})"
     numbers = ("-" if found[key] is None else f"{found[key]:.0e}" for key in ("error", "rounding"))
-    texts = (found[key] for key in ("model", "target", "sampler", "unpatched", "patched"))
+    target = found["target"] + (", fixed sizes" if found["open_sizes"] else "")
+    texts = (found["model"], target, found["sampler"], found["unpatched"], found["patched"])
     return f"| {' | '.join(text.replace('|', '/') for text in (*texts, *numbers, nodes, speed))} |"
 
 
