@@ -64,6 +64,8 @@ SHARED: dict[str, str] = {
     "files/formats/host_class.py": "files/formats/test_host_folder.py",
     "files/safety/pickle_walks.py": "files/safety/test_pickle_scan.py",
     "files/safety/pickled_calls.py": "files/safety/test_pickle_scan.py",
+    "probe/guide_ways.py": "probe/test_guides.py",
+    "surgery/routes/guiding.py": "surgery/test_guides.py",
     "nn/sampling/triton_kernels.py": "nn/sampling/test_triton.py",
     "nn/sampling/triton_launch.py": "nn/sampling/test_triton.py",
 }

@@ -105,8 +105,15 @@ def test_the_readmes_commands_are_those_ci_runs() -> None:
 def test_the_known_set_pins_whatever_the_tests_install() -> None:
     """A library without a pin is the newest there is, and the README's command may fail on the day it appears."""
 
-    def named(requirement: str) -> str:
-        return canonicalize_name(Requirement(requirement).name)
+    def needed(requirements: list[str]) -> set[str]:
+        """Their names, and those of the extras of this package among them."""
+        found = set()
+        for each in map(Requirement, requirements):
+            if each.name == "upswap":
+                found |= needed([other for extra in each.extras for other in project["optional-dependencies"][extra]])
+            else:
+                found.add(canonicalize_name(each.name))
+        return found
 
     lines = [
         line for line in (ROOT / "tests" / "constraints.txt").read_text().splitlines() if line[:1] not in ("", "#")
@@ -115,11 +122,9 @@ def test_the_known_set_pins_whatever_the_tests_install() -> None:
         pytest.skip("there are no constraints: .ci/run --newest has emptied the file")
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {named(each) for each in project["dependencies"]}
-    wanted |= {
-        named(each) for extra, those in project["optional-dependencies"].items() if extra != "docs" for each in those
-    }
-    assert wanted - {"upswap"} <= {named(line) for line in lines}
+    wanted = needed([*project["dependencies"], "upswap[test]"])
+    assert {"torch", "ray", "openvino", "pytest"} <= wanted
+    assert wanted <= needed(lines)
 
 
 def test_the_readmes_options_exist() -> None:

@@ -43,8 +43,9 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         ("cut.npz", "no .npy or .npz of arrays"),
         ("wide.npy", "float64, and the model takes"),
     ):
-        with pytest.raises(OptionError, match=message):
+        with pytest.raises(OptionError, match=message) as caught:
             batches(tmp_path / name, FLAT, [IMAGES])
+        assert "pickle" not in str(caught.value)
     with pytest.raises(OptionError, match="a path or a list of inputs, not a Tensor"):
         batches(IMAGES, FLAT, [IMAGES])
 

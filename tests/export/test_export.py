@@ -18,6 +18,7 @@ import tiny_host
 import upswap
 from deployed import IMAGES, Small, far, patched, randomise, sizes
 from upswap.errors import ExportError, InputError, OptionError, SaveError, UpswapWarning
+from upswap.export.metadata import metadata
 from upswap.nn.sampling.samplers import SamplerName
 
 
@@ -256,6 +257,34 @@ def test_other_targets(target: str, tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
         {f"model{suffix}", *(["model.bin"] if target == "openvino" else [])}
     )
+    found = said(target, done.path)
+    assert upswap.Plan.from_json(found["upswap.plan"]) == upswap.plan_of(patched())
+    assert {key: found[f"upswap.{key}"] for key in ("target", "sampler", "inputs", "outputs")} == {
+        "target": target,
+        "sampler": done.sampler,
+        "inputs": '["image"]',
+        "outputs": '["output"]',
+    }
+
+
+def said(target: str, path: Path) -> dict[str, str]:
+    """The metadata of a file, where its format has it."""
+    if target == "torch-export":
+        found = dict.fromkeys(metadata(patched(), "", "", [], []), "")
+        torch.export.load(path, extra_files=found)
+        return found
+    if target != "openvino":
+        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    found = model.get_rt_info(["framework"]).value
+    kept = json.loads(found["upswap.float_nodes"])
+    operations = {operation.get_friendly_name() for operation in model.get_ops()}
+    assert set(kept) <= operations
+    assert kept
+    assert {name for name in operations if "/upswap/" in name} == set(kept)
+    return found
 
 
 def test_a_window_reaches_as_far_as_the_calibration_asks(tmp_path: Path) -> None:
@@ -313,6 +342,16 @@ def test_a_patched_part_of_a_model(tmp_path: Path) -> None:
     said = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
     assert upswap.Plan.from_json(said["upswap.plan"]) == upswap.plan_of(patched())
     assert any(name.startswith("net.up/upswap/coords/") for name in json.loads(said["upswap.float_nodes"]))
+
+
+def test_several_plans() -> None:
+    both = nn.ModuleDict({"teacher": copy.deepcopy(patched()), "student": copy.deepcopy(patched())})
+    found = json.loads(metadata(both, "", "", [], [])["upswap.plans"])
+    plan = upswap.plan_of(patched())
+    assert {path: upswap.Plan.from_json(json.dumps(each)) for path, each in found.items()} == {
+        "teacher": plan,
+        "student": plan,
+    }
 
 
 class Unexportable(Small):

@@ -51,8 +51,9 @@ def _from_file(path: Path, names: list[str], size: int) -> Iterator[list[Tensor]
         raise OptionError(f"there is no calibration file {path}")
     try:
         arrays = [torch.from_numpy(np.ascontiguousarray(array)) for array in _arrays(path, names)]
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise OptionError(f"{path} is no .npy or .npz of arrays of numbers: {error}") from None
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile):
+        # NumPy's own message on any other file says how to have it run code.
+        raise OptionError(f"{path} is no .npy or .npz of arrays of numbers: numpy.save writes one") from None
     lengths = {len(array) for array in arrays}
     if len(lengths) != 1:
         raise OptionError(f"{path} has arrays of different lengths")
@@ -81,9 +82,10 @@ def _misfit(tensors: list[Tensor], names: list[str], examples: list[Tensor], *, 
         same = given.dim() == example.dim() and given.shape[compared] == example.shape[compared]
         if not same or given.dtype != example.dtype:
             taker = "a file of fixed sizes" if fixed else "the model"
-            return f"{name} is {_described(given)}, and {taker} takes {_described(example)}"
+            return f"{name} is {_described(given)}, and {taker} takes {_described(example, sizes=fixed)}"
     return ""
 
 
-def _described(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+def _described(tensor: Tensor, *, sizes: bool = True) -> str:
+    shape = [str(side) if sizes or axis == 1 else "any" for axis, side in enumerate(tensor.shape)]
+    return f"({', '.join(shape)}) {str(tensor.dtype).removeprefix('torch.')}"

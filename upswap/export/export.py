@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .checking import Checked, allowed, compared, first_images, image_count, inp
 from .exportable import choose
 from .flat import Flat
 from .making import Made, make
+from .metadata import metadata_of
 from .options import ExportOptions, form_of
 from .placing import check_place, place, weights_of
 from .runtimes import Run
@@ -40,6 +41,8 @@ class Exported:
     """The file."""
     weights: Path | None
     """The file beside it that has its weights: of OpenVINO, ncnn, and ONNX graphs of 2 GB or more."""
+    metadata: Path | None
+    """The file beside it that says what it is: of LiteRT, ExecuTorch and ncnn, whose formats have no place for that."""
     target: str
     """The runtime."""
     sampler: str
@@ -125,10 +128,17 @@ def export_onnx(
     elif chosen.open_sizes:
         inputs = _with_a_batch(host, inputs)
     with tempfile.TemporaryDirectory() as folder:
-        files, done = _Export(chosen, host, inputs, Path(folder, path.name), progress).carry_out(path)
+        made, done = _Export(chosen, host, inputs, Path(folder, path.name), progress).carry_out(path)
         with progress("writing"):
-            place(files, path, force=force)
+            place(made.file, path, {to: file for file, to in _beside(made, done)}, force=force)
     return done
+
+
+def _beside(made: Made, done: Exported) -> Iterator[tuple[Path, Path]]:
+    """The other files, and where they go."""
+    for file, to in ((made.weights, done.weights), (made.metadata, done.metadata)):
+        if file is not None and to is not None:
+            yield file, to
 
 
 class _Export:
@@ -149,7 +159,7 @@ class _Export:
         given = options.int8
         self.data = [] if given is None else self._batches(given, fixed=not options.open_sizes)
 
-    def carry_out(self, path: Path) -> tuple[list[Path], Exported]:
+    def carry_out(self, path: Path) -> tuple[Made, Exported]:
         """The files, and what is to be told of them; `ExportError` where that fails or they are wrong."""
         options = self.options
         model = _of_the_same_weights(self.host)
@@ -167,9 +177,10 @@ class _Export:
                 checked = self._checked(made.run, unpatched)
         if options.open_sizes:
             self._tell_fixed(made.inputs)
-        return made.files, Exported(
+        return made, Exported(
             path=path,
-            weights=weights_of(path) if len(made.files) > 1 else None,
+            weights=None if made.weights is None else weights_of(path),
+            metadata=None if made.metadata is None else metadata_of(path),
             target=options.target.name,
             sampler=options.sampler,
             form=options.form,
@@ -218,11 +229,11 @@ class _Export:
 
     def _checked(self, run: Run, unpatched: float | None) -> tuple[Checked, ...]:
         rows = self._rows(self.reference, run)
-        limit = allowed(self.options.form, unpatched)
-        wrong = next((row for row in rows if row.problem or not row.error <= limit), None)
+        wrong = next((row for row in rows if not row.is_right(self.options.form, unpatched)), None)
         if wrong is None:
             return tuple(rows)
-        measure = "of the standard deviation (rms)" if self.options.form == "int8" else "of the largest output"
+        measure = "of the standard deviation (rms)" if self.options.form == "int8" else "of its largest output"
+        limit = allowed(self.options.form, unpatched, wrong.rounding)
         what = wrong.problem or f"it is {wrong.error:.1e} {measure} away, and {limit:.0e} is allowed"
         coarse = (
             ""
@@ -243,7 +254,7 @@ class _Export:
             rows = self._unpatched()
         if rows is None:
             return "The unpatched model cannot be exported either: the limit is the model's or the exporter's"
-        if any(row.problem or not row.error <= allowed(self.options.form, None) for row in rows):
+        if not all(row.is_right(self.options.form) for row in rows):
             return "The unpatched model comes out wrong too: the limit is the model's or the runtime's"
         return "The unpatched model comes out right; another sampler may, and a report of this is welcome"
 

@@ -89,7 +89,7 @@ def shapes(graph: onnx.ModelProto) -> dict[str, list[int | str]]:
 
 
 def save(graph: onnx.ModelProto, file: Path) -> list[Path]:
-    """Write a graph to `file`; gives it, after the file beside it that has the weights where they are too many.
+    """Write a graph to `file`; gives it, before the file beside it that has the weights where they are too many.
 
     These weights are not in `graph` any more then.
     """
@@ -100,7 +100,7 @@ def save(graph: onnx.ModelProto, file: Path) -> list[Path]:
         return [file]
     beside = weights_of(file)
     onnx.save(graph, str(file), save_as_external_data=True, location=beside.name)
-    return [beside, file]
+    return [file, beside]
 
 
 def is_large(graph: onnx.ModelProto) -> bool:
@@ -194,7 +194,7 @@ def in_half(graph: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
 
     with tempfile.TemporaryDirectory() as folder:
         # Of a large graph shapes are inferred in files alone.
-        source = str(save(graph, Path(folder, "model.onnx"))[-1]) if is_large(graph) else graph
+        source = str(save(graph, Path(folder, "model.onnx"))[0]) if is_large(graph) else graph
         made: onnx.ModelProto = convert_float_to_float16(source, keep_io_types=True, node_block_list=list(kept))
     _straighten(made.graph)
     OnnxModel(made).topological_sort()  # the converter adds what it adds at the end

@@ -64,6 +64,10 @@ class ExportOptions:
             raise OptionError(f"no {self.form} for {target.name} from here; it takes {', '.join(target.formats)}")
         if self.by_onnx:
             self._refuse_opset()
+        elif self.opset != OPSET:
+            raise OptionError(f"opset is of ONNX graphs, and {target.name} takes none: leave it out")
+        if self.window_data is not None and self.sampler != "window":
+            raise OptionError(f"calibration is for the sampler 'window', and this is {self.sampler!r}: leave it out")
         if self.simplify and not self.by_onnx:
             raise OptionError(f"simplify works on ONNX graphs, and {target.name} takes none")
         if self.simplify and importlib.util.find_spec("onnxslim") is None:
@@ -72,7 +76,10 @@ class ExportOptions:
     def _refuse_opset(self) -> None:
         name, newest = self.target.name, self.target.newest_opset
         if self.opset < OPSET:
-            raise OptionError(f"opset {self.opset} is too low: the exporter writes {OPSET} and later")
+            raise OptionError(
+                f"opset {self.opset} is too low: the exporter writes {OPSET} and later. torch's older one writes 16 and 17: "
+                "torch.onnx.export(upswap.exportable(model), ..., dynamo=False, opset_version=16)"
+            )
         if self.opset <= newest:
             return
         if name == "tensorrt":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from ..errors import SaveError
 from ..files import atomic
+from .metadata import metadata_of
 
 #: A folder, with files of Core ML's in it.
 _FOLDER = ".mlpackage"
@@ -18,11 +20,14 @@ _FOLDER = ".mlpackage"
 #: What always has its weights in a file beside it; an ONNX graph has, where they are too many for one file.
 _WITH_WEIGHTS = (".xml", ".param")
 
+#: What has its metadata in a file beside it.
+_WITH_METADATA = (".tflite", ".pte", ".param")
+
 
 def check_place(path: Path, *, force: bool = False) -> None:
     """`SaveError` where `place` would fail for a reason that shows before the work is done."""
     if path.suffix != _FOLDER:
-        for file in (weights_of(path), path) if path.suffix in _WITH_WEIGHTS else (path,):
+        for file in (*_always_beside(path), path):
             atomic.check(file, force=force)
     elif path.exists() and not force:
         raise SaveError(f"{path} exists; --force, or force=True, replaces it")
@@ -30,19 +35,44 @@ def check_place(path: Path, *, force: bool = False) -> None:
         raise SaveError(f"there is no folder {path.parent}")
 
 
-def place(files: Sequence[Path], path: Path, *, force: bool = False) -> None:
-    """Copy the files of an export, the one that `path` names last among them, to their places."""
+def _always_beside(path: Path) -> Iterator[Path]:
+    if path.suffix in _WITH_WEIGHTS:
+        yield weights_of(path)
+    if path.suffix in _WITH_METADATA:
+        yield metadata_of(path)
+
+
+def place(made: Path, path: Path, beside: Mapping[Path, Path], *, force: bool = False) -> None:
+    """Copy the file of an export to `path`, and others from `beside`, by where they go.
+
+    The weights of a graph that is replaced go with it, also where the new one has none beside it.
+    """
     if path.suffix == _FOLDER:
-        _place_folder(files[-1], path)
+        _place_folder(made, path)
         return
-    *weights, made = files
-    fills = {
-        to.name: partial(_copy, file) for file, to in (*((file, weights_of(path)) for file in weights), (made, path))
-    }
-    if weights:
+    former = _weights_of_graph(path)
+    fills = {to.name: partial(_copy, file) for to, file in {**beside, path: made}.items()}
+    if beside:
         atomic.write_together(path.parent, fills, path.name, force=force)
     else:
         atomic.write(path, fills[path.name], force=force)
+    if former is not None and former not in beside:
+        former.unlink(missing_ok=True)
+
+
+def _weights_of_graph(path: Path) -> Path | None:
+    """The file beside an ONNX graph that its weights are in, where that has the name that is given here."""
+    beside = weights_of(path)
+    if path.suffix != ".onnx" or not beside.is_file() or not path.is_file():
+        return None
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    with contextlib.suppress(Exception):  # whatever was there before: it may be no graph
+        there = onnx.load(path, load_external_data=False).graph.initializer
+        places = {entry.value for each in there if uses_external_data(each) for entry in each.external_data}
+        return beside if beside.name in places else None
+    return None
 
 
 def weights_of(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..nn import dysample
 from .flat import Flat
 from .graph import quiet, save, with_open_sizes
+from .metadata import FLOAT_NODES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,14 +42,19 @@ def run_onnx(file: Path, inputs: Sequence[str]) -> Run:
     return run
 
 
-def write_openvino(graph: onnx.ModelProto, folder: Path) -> list[Path]:
-    """An .xml and its .bin, in the graph's own precision: its compression to float16 would round coordinates too."""
+def write_openvino(graph: onnx.ModelProto, folder: Path) -> tuple[Path, Path]:
+    """A .bin and its .xml, in the graph's own precision: its compression to float16 would round coordinates too."""
     import openvino
 
     with tempfile.TemporaryDirectory() as temporary:
-        source = save(graph, Path(temporary, "model.onnx"))[-1]
-        openvino.save_model(openvino.convert_model(source), folder / "model.xml", compress_to_fp16=False)
-    return [folder / "model.bin", folder / "model.xml"]
+        model = openvino.convert_model(save(graph, Path(temporary, "model.onnx"))[0])
+        # It takes the graph's metadata over, as "framework", and has its own operations: some of other names.
+        kept = json.loads(next(entry.value for entry in graph.metadata_props if entry.key == FLOAT_NODES))
+        names = [operation.get_friendly_name() for operation in model.get_ordered_ops()]
+        here = [name for name in names if any(name == each or name.startswith(f"{each}/") for each in kept)]
+        model.set_rt_info(json.dumps(here), ["framework", FLOAT_NODES])
+        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    return folder / "model.bin", folder / "model.xml"
 
 
 def run_openvino(file: Path, inputs: Sequence[str]) -> Run:
@@ -67,9 +74,11 @@ def run_openvino(file: Path, inputs: Sequence[str]) -> Run:
 
 
 def write_torch_export(
-    flat: Flat, tensors: Sequence[Tensor], folder: Path, *, dynamic: bool
-) -> tuple[list[Path], list[list[int | str]]]:
-    """A .pt2, as `torch.export.load` reads it; with the shapes of its inputs, a name for every size that is open."""
+    flat: Flat, tensors: Sequence[Tensor], folder: Path, said: dict[str, str], *, dynamic: bool
+) -> tuple[Path, list[list[int | str]]]:
+    """A .pt2, as `torch.export.load` reads it, with `said` for its extra files; and the shapes of its inputs, a name for every
+    size that is open.
+    """
 
     def attempt(shapes: Any) -> torch.export.ExportedProgram:
         with quiet():
@@ -77,14 +86,14 @@ def write_torch_export(
 
     program = with_open_sizes(attempt, tensors, dynamic=dynamic)
     with quiet():
-        torch.export.save(program, folder / "model.pt2")
+        torch.export.save(program, folder / "model.pt2", extra_files=said)
     wanted = set(program.graph_signature.user_inputs)
     shapes = [
         [side if type(side) is int else str(side) for side in node.meta["val"].shape]
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in wanted
     ]
-    return [folder / "model.pt2"], shapes
+    return folder / "model.pt2", shapes
 
 
 def run_torch_export(file: Path) -> Run:
@@ -94,13 +103,13 @@ def run_torch_export(file: Path) -> Run:
     return lambda tensors: [tensor.detach().numpy() for tensor in model(*tensors)]
 
 
-def write_litert(flat: Flat, tensors: Sequence[Tensor], folder: Path) -> list[Path]:
+def write_litert(flat: Flat, tensors: Sequence[Tensor], folder: Path) -> Path:
     """A .tflite."""
     import litert_torch
 
     with quiet():
         litert_torch.convert(flat, tuple(tensors)).export(str(folder / "model.tflite"))
-    return [folder / "model.tflite"]
+    return folder / "model.tflite"
 
 
 def run_litert(file: Path) -> Run:
@@ -123,7 +132,7 @@ def _number(name: str) -> int:
     return int(name.rpartition("_")[2])
 
 
-def write_executorch(flat: Flat, tensors: Sequence[Tensor], folder: Path) -> list[Path]:
+def write_executorch(flat: Flat, tensors: Sequence[Tensor], folder: Path) -> Path:
     """A .pte, for XNNPACK and the portable kernels."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -133,7 +142,7 @@ def write_executorch(flat: Flat, tensors: Sequence[Tensor], folder: Path) -> lis
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
     file = folder / "model.pte"
     file.write_bytes(lowered.buffer)
-    return [file]
+    return file
 
 
 def run_executorch(file: Path) -> Run:
@@ -144,8 +153,8 @@ def run_executorch(file: Path) -> Run:
     return lambda tensors: [tensor.numpy() for tensor in method.execute(list(tensors))]
 
 
-def write_coreml(flat: Flat, tensors: Sequence[Tensor], folder: Path, *, half: bool) -> list[Path]:
-    """An .mlpackage, an ML program; in `half`, what upsamplers compute stays float32."""
+def write_coreml(flat: Flat, tensors: Sequence[Tensor], folder: Path, said: dict[str, str], *, half: bool) -> Path:
+    """An .mlpackage, an ML program, with `said` for its metadata; in `half`, what upsamplers compute stays float32."""
     import coremltools
     from coremltools.converters.mil.mil.scope import ScopeSource
 
@@ -157,17 +166,18 @@ def write_coreml(flat: Flat, tensors: Sequence[Tensor], folder: Path, *, half: b
         halved = coremltools.transform.FP16ComputePrecision(op_selector=elsewhere)
         precision = halved if half else coremltools.precision.FLOAT32
         made = coremltools.convert(program, convert_to="mlprogram", compute_precision=precision)
+        made.user_defined_metadata.update(said)
         made.save(str(folder / "model.mlpackage"))
-    return [folder / "model.mlpackage"]
+    return folder / "model.mlpackage"
 
 
-def write_ncnn(flat: Flat, tensors: Sequence[Tensor], folder: Path) -> list[Path]:
-    """A .param and its .bin."""
+def write_ncnn(flat: Flat, tensors: Sequence[Tensor], folder: Path) -> tuple[Path, Path]:
+    """A .bin and its .param."""
     import pnnx
 
     with quiet():
         pnnx.export(flat, str(folder / "model.pt"), tuple(tensors), fp16=False)
-    return [folder / "model.ncnn.bin", folder / "model.ncnn.param"]
+    return folder / "model.ncnn.bin", folder / "model.ncnn.param"
 
 
 def run_ncnn(file: Path) -> Run:
@@ -178,6 +188,7 @@ def run_ncnn(file: Path) -> Run:
     net = ncnn.Net()
     net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
     net.opt.use_bf16_storage = False
+    net.opt.num_threads = torch.get_num_threads()
     net.load_param(str(file))
     net.load_model(str(file.with_suffix(".bin")))
 
@@ -187,7 +198,7 @@ def run_ncnn(file: Path) -> Run:
             extractor = net.create_extractor()
             for index, x in enumerate(_numpy(tensors)):
                 extractor.input(f"in{index}", ncnn.Mat(np.ascontiguousarray(x[number])).clone())
-            names = [name for name in net.output_names() if name.startswith("out")]
+            names = sorted(net.output_names(), key=lambda name: int(name.removeprefix("out")))  # as they are computed
             batches.append([np.array(extractor.extract(name)[1]) for name in names])
         return [np.stack(outputs) for outputs in zip(*batches, strict=True)]
 

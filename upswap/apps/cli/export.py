@@ -90,7 +90,8 @@ def export(source: str, output: str | None, **options: Any) -> None:
     path = Path(output) if output is not None else exported_name(source, target.suffix)
     done = export_onnx(model, path, inputs, progress=progress, **given)
     if options["as_json"]:
-        paths = {"path": str(done.path), "weights": None if done.weights is None else str(done.weights)}
+        places = {"path": done.path, "weights": done.weights, "metadata": done.metadata}
+        paths = {name: None if place is None else str(place) for name, place in places.items()}
         say_json({**dataclasses.asdict(done), **paths, "error": done.error})
     else:
         _print(done, check=options["check"])
