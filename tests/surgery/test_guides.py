@@ -654,6 +654,21 @@ def test_freqfusion_adds_to_the_map_what_an_added_guide_gains(block: type[Block]
     assert module.gain_hp.grad.abs().sum() > 0
 
 
+def test_freqfusion_has_no_gain_that_no_gradient_reaches() -> None:
+    """The host concatenates in a place that cannot change the guide. DistributedDataParallel refuses a parameter without gradient."""
+    _, model = patched(Named, "freqfusion")
+    assert [site.guide is not None and site.guide.way for site in upswap.plan_of(model).swapped] == ["local"]
+    moved(model)(IMAGE).sum().backward()
+    (module,) = upswap.upsamplers(model).values()
+    assert module.gain_hp is None
+    assert all(
+        parameter.grad.abs().sum() > 0 for name, parameter in module.named_parameters() if name.endswith("weight")
+    )
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    with pytest.raises(OptionError, match="made with sharpen=False"):
+        module.both(torch.randn(1, 8, 4, 4), torch.randn(1, 8, 8, 8))
+
+
 @pytest.mark.parametrize("upsampler", ["fade", "freqfusion"])
 @BLOCK
 def test_disabled_for_a_while(block: type[Block], upsampler: str) -> None:

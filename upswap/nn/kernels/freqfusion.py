@@ -75,6 +75,8 @@ class FreqFusion(GuidedUpsampler):
     #: Where a host concatenates guide and map, it is asked for `both`.
     changes_guide = True
 
+    sharpen = True  # in files of before, which do not say it
+
     def __init__(
         self,
         channels: int,
@@ -88,6 +90,7 @@ class FreqFusion(GuidedUpsampler):
         groups: int = 4,
         padding: Padding = "zero",
         additive: bool | None = None,
+        sharpen: bool = True,
         init: Init = "match",
         mode: Mode = "bilinear",
         align_corners: bool = False,
@@ -108,6 +111,8 @@ class FreqFusion(GuidedUpsampler):
             groups: groups of channels with offsets of their own.
             padding: what windows read outside: "zero", or "reflect".
             additive: whether a call adds the high-pass of the guide, for which it has C channels; None for not.
+            sharpen: whether the high-pass of the guide is ever asked for, by `additive` or `both`; without there is no `gain_hp`,
+                which would get no gradient.
             init: "match" to compute the original resize at step 0, "paper" for the published operator.
             mode: the mode of the original resize.
             align_corners: the original resize's; only bilinear and bicubic have it.
@@ -126,8 +131,12 @@ class FreqFusion(GuidedUpsampler):
         self.groups = positive_int("groups", groups)
         self.padding = padding
         self.additive = bool(additive)
+        self.sharpen = bool(sharpen)
         self._check_options()
-        self._add_gain("gain_hp", self.guide_channels, device, dtype)
+        if self.sharpen:
+            self._add_gain("gain_hp", self.guide_channels, device, dtype)
+        else:
+            self.register_parameter("gain_hp", None)
         given: dict[str, Any] = {"device": device, "dtype": dtype}
         for name, side in (("hamming_lowpass", _LOW), ("hamming_highpass", _HIGH)):
             self.register_buffer(name, torch.empty((1, 1, side, side) if self.hamming else (1,), **given))
@@ -151,6 +160,10 @@ class FreqFusion(GuidedUpsampler):
             raise OptionError(
                 f"additive adds what the guide gains to the map, so both have to have the same channels; the guide has "
                 f"{self.guide_channels}, the map {self.channels}. Leave it out, and take both()"
+            )
+        if self.additive and not self.sharpen:
+            raise OptionError(
+                "additive adds the high-pass of the guide, which sharpen=False leaves out; give one of them"
             )
 
     def _sampler(self, given: dict[str, Any]) -> nn.ModuleDict:
@@ -196,6 +209,10 @@ class FreqFusion(GuidedUpsampler):
         both: bool = False,
     ) -> Any:
         """As `GuidedUpsampler.forward`; with `additive` plus the high-pass of the guide, with `both` as the method `both`."""
+        if both and not self.sharpen:
+            raise OptionError(
+                "this FreqFusion was made with sharpen=False, and leaves the guide as it is; make one without that"
+            )
         self._check(x)
         guide = self._checked(guide, x)
         size, (shape, factors, smaller) = self._target(x, size, scale_factor, guide)
@@ -220,6 +237,7 @@ class FreqFusion(GuidedUpsampler):
 
         Raises:
             ShapeError: `x` or `guide` is not what the module was built for.
+            OptionError: the module was made with sharpen=False.
         """
         return cast("tuple[Tensor, Tensor]", self(x, guide=guide, both=True))
 
@@ -283,7 +301,17 @@ class FreqFusion(GuidedUpsampler):
         return F.grid_sample(by_group, grid, padding_mode="border", align_corners=False).reshape(up.shape)
 
     def _own_options(self) -> list[str]:
-        own = ("guide_channels", "compressed", "hamming", "resample", "norm", "groups", "padding", "additive")
+        own = (
+            "guide_channels",
+            "compressed",
+            "hamming",
+            "resample",
+            "norm",
+            "groups",
+            "padding",
+            "additive",
+            "sharpen",
+        )
         return [f"{name}={getattr(self, name)}" for name in own]
 
 
@@ -299,10 +327,14 @@ def _similarities(x: Tensor) -> Tensor:
 
 @register_upsampler("freqfusion", options=FreqFusionConfig, exact=keeps_step_0, guided=True)
 def _for_site(site: Site, config: FreqFusionConfig, guide_channels: int) -> nn.Module:
+    guide = site.guide
+    # Where the host concatenates them far from the resize, the guide stays as it is.
+    sharpen = guide is None or bool(config.additive) or (guide.fusion == "cat" and guide.way == "fusion")
     return FreqFusion(
         site.channels,
         guide_channels,
         nominal_scale(site),
+        sharpen=sharpen,
         compressed=config.compressed,
         hamming=config.hamming,
         resample=config.resample,
