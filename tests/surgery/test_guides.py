@@ -655,7 +655,7 @@ def test_freqfusion_adds_to_the_map_what_an_added_guide_gains(block: type[Block]
 
 
 def test_freqfusion_has_no_gain_that_no_gradient_reaches() -> None:
-    """The host concatenates in a place that cannot change the guide. DistributedDataParallel refuses a parameter without gradient."""
+    """The host concatenates where the guide cannot be changed. DistributedDataParallel refuses what no gradient reaches."""
     _, model = patched(Named, "freqfusion")
     assert [site.guide is not None and site.guide.way for site in upswap.plan_of(model).swapped] == ["local"]
     moved(model)(IMAGE).sum().backward()
