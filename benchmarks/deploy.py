@@ -155,8 +155,8 @@ class Subject:
         return copy.deepcopy(self.graphs[key])
 
 
-def subject(build: Callable[[], nn.Module], size: tuple[int, ...] = SIZE) -> Subject:
-    """A model and its patched copy, whose largest offset is `FARTHEST` in every upsampler."""
+def pair(build: Callable[[], nn.Module], size: tuple[int, ...] = SIZE) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """A model as it was, and its patched copy, whose largest offset is `FARTHEST` in every upsampler; and what both take."""
     torch.manual_seed(0)
     x = torch.randn(size)
     original = build().train()
@@ -170,6 +170,12 @@ def subject(build: Callable[[], nn.Module], size: tuple[int, ...] = SIZE) -> Sub
         patched(x)  # each as it is reached, so that its input is what the ones before it give
     for handle in handles:
         handle.remove()
+    return original, patched, x
+
+
+def subject(build: Callable[[], nn.Module], size: tuple[int, ...] = SIZE) -> Subject:
+    """The two, and how far the output moves with the points."""
+    original, patched, x = pair(build, size)
     return Subject(original, patched, x, min(hundredths(patched, x)))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from upswap import UpswapError
+from upswap.nn.sampling.compile_native import BINARY
 
 #: Seconds of processor time, also for each MiB of the files, and memory beyond what was held before, that one load may take.
 SECONDS, SECONDS_EACH_MEBIBYTE = 8.0, 2.0
@@ -38,8 +39,8 @@ _HARMLESS = (
     "ctypes.cdata",
     "ctypes.addressof",
 )
-#: What torch opens to see whether there is a GPU.
-_GPU = ("libnvidia-ml.so.1",)
+#: What torch opens to see whether there is a GPU, and what upswap's own code in C is compiled to.
+_LIBRARIES = (("libnvidia-ml.so.1",), (str(BINARY),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,9 @@ class Watch:
         elif event in ("compile", "exec"):
             if not self._own_code(sys._getframe(1), isinstance(args[0], str | bytes)):
                 self._note(f"{event} of {str(args[0])[:80]}")
-        elif event.startswith(_ACTS) and event not in _HARMLESS and not (event == "ctypes.dlopen" and args == _GPU):
+        elif (
+            event.startswith(_ACTS) and event not in _HARMLESS and not (event == "ctypes.dlopen" and args in _LIBRARIES)
+        ):
             self._note(f"{event} {str(args)[:80]}")
 
     def _note(self, what: str) -> None:

@@ -51,6 +51,8 @@ def _from_file(path: Path, names: list[str], size: int) -> Iterator[list[Tensor]
         raise OptionError(f"there is no calibration file {path}")
     try:
         arrays = [torch.from_numpy(np.ascontiguousarray(array)) for array in _arrays(path, names)]
+    except OptionError:
+        raise
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile):
         # NumPy's own message on any other file says how to have it run code.
         raise OptionError(f"{path} is no .npy or .npz of arrays of numbers: numpy.save writes one") from None
