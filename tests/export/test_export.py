@@ -134,7 +134,8 @@ def test_every_sampler_at_other_opsets(opset: int, tmp_path: Path) -> None:
     model = near()
     for sampler in get_args(SamplerName):
         path = tmp_path / f"{sampler}.onnx"
-        done = upswap.export_onnx(model, path, IMAGES, opset=opset, sampler=sampler, calibration=[IMAGES])
+        asked = [IMAGES] if sampler == "window" else None
+        done = upswap.export_onnx(model, path, IMAGES, opset=opset, sampler=sampler, calibration=asked)
         assert done.opset == opset == next(o.version for o in onnx.load(path).opset_import if not o.domain)
         assert done.error is not None
         assert done.error < 1e-5

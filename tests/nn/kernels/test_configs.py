@@ -37,8 +37,8 @@ def test_the_defaults_are_those_of_the_class(config: Any, cls: Any) -> None:
         if field.name != "cascade":
             assert own[field.name].default == field.default, field.name
     others = {"channels", "guide_channels", "scale", "mode", "align_corners", "device", "dtype"}
-    lite = {"embedding_dim", "lite"} if cls is FADE else set()
-    assert own.keys() - others - lite <= {field.name for field in dataclasses.fields(config)}
+    by_site = {FADE: {"embedding_dim", "lite"}, FreqFusion: {"sharpen"}}.get(cls, set())
+    assert own.keys() - others - by_site <= {field.name for field in dataclasses.fields(config)}
 
 
 def test_only_what_starts_at_the_resize_has_a_gain() -> None:

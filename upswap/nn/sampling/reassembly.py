@@ -161,14 +161,18 @@ def _sums(pixels: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
     batch, height, width, channels = pixels.shape
     first = torch.arange(batch, device=pixels.device).view(-1, 1, 1, 1) * (height * width)
     taps = weights.shape[-1]
-    # Short numbers keep less for backward. Exporters to ONNX mix them with their own, which are long.
-    kind = torch.int64 if is_exporting() or torch.jit.is_tracing() else torch.int32  # type: ignore[attr-defined]
-    out = F.embedding_bag(
-        (numbers + first).to(kind).reshape(-1, taps),
-        pixels.reshape(-1, channels),
-        mode="sum",
-        per_sample_weights=weights.reshape(-1, taps),
-    )
+    table = pixels.reshape(-1, channels)
+    if is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        # Few runtimes have bags of embeddings, and exporters to ONNX make a loop over them of it.
+        windows = table.index_select(0, (numbers + first).reshape(-1)).reshape(-1, taps, channels)
+        out = (windows * weights.reshape(-1, taps, 1)).sum(dim=1)
+    else:
+        out = F.embedding_bag(
+            (numbers + first).to(torch.int32).reshape(-1, taps),  # short numbers keep less for backward
+            table,
+            mode="sum",
+            per_sample_weights=weights.reshape(-1, taps),
+        )
     if out.requires_grad and not plain_functions_wanted():
         out = _WithGradientInRows.apply(out)
     return out.reshape(batch, weights.shape[1], weights.shape[2], channels).permute(0, 3, 1, 2)
