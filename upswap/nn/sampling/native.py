@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from . import compile_native
 from . import memory_format as layout
@@ -68,18 +70,27 @@ def usable(x: Tensor, field: Tensor, scheme: Scheme) -> bool:
     """Whether `forward` and `backward` here compute this call.
 
     Not: float64, bicubic, empty maps, lines of one pixel, images of 2^31 numbers; subclasses of Tensor, and whatever has to see
-    every operator, as a dispatch mode does.
+    every operator or function, as a mode of torch's does. upswap's own probe is one.
     """
     if x.device.type != "cpu" or x.dtype not in _DTYPES or field.dtype != torch.float32:
         return False
     if scheme.mapping.kernel != "bilinear" or os.environ.get("UPSWAP_NATIVE") == "0":
         return False
-    if type(x) not in (Tensor, nn.Parameter) or type(field) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
+    if type(x) not in (Tensor, nn.Parameter) or type(field) is not Tensor or _is_watched():
         return False
     if x.numel() == 0 or min(x.shape[2:]) < 2 or math.prod(x.shape[1:]) >= _LARGEST:
         return False
     found = library()
     return found is not None and (torch.get_num_threads() == 1 or bool(found.upswap_parallel()))
+
+
+def _is_watched() -> bool:
+    """Whether a mode is active that sees what is called; that of `torch.device` and `set_default_device` looks at nothing."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    if torch._C._len_torch_function_stack() == 0:
+        return False
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def forward(x: Tensor, offsets: Tensor, base: tuple[Tensor, Tensor], size: Pair, scheme: Scheme) -> Tensor:
