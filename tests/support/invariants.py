@@ -373,11 +373,24 @@ def check_guides(patched: nn.Module, batches: Sequence[Given]) -> int:
                 guide = kwargs["guide"]
                 seen.append((site, flow.node_of(out), Operand.of(guide).tensor, flow.node_of(guide)))
 
+            enlarged: set[int] = set()
+            nodes: list[Node] = []  # kept, so that no other has the identity of one
+
+            def note(out: Any, flow: Flow = watch.flow, enlarged: Any = enlarged, nodes: Any = nodes) -> None:
+                nodes.append(flow.node_of(out))
+                enlarged.add(id(nodes[-1]))
+
             handles = [
                 model.get_submodule(site.module).register_forward_hook(
                     lambda _, args, kwargs, out, site=site, keep=keep: keep(site, kwargs, out), with_kwargs=True
                 )
                 for site in guided
+            ]
+            # What an upsampler without a guide gives is made larger too, as the resize was that the planner saw.
+            handles += [
+                model.get_submodule(site.module).register_forward_hook(lambda _, args, out, note=note: note(out))
+                for site in upswap.plan_of(model).swapped
+                if site.guide is None
             ]
             try:
                 outputs(model, given)
@@ -390,7 +403,7 @@ def check_guides(patched: nn.Module, batches: Sequence[Given]) -> int:
         reached = {site.name for site, *_ in seen}
         missing = [site.name for site in guided if site.name not in reached and site.seen_in == "eval"]
         assert number or not missing, f"without a guide: {missing}"  # at odd sizes the two may be of other sizes
-        upsampled = {id(node) for _, node, *_ in seen}
+        upsampled = {id(node) for _, node, *_ in seen} | enlarged
         for site, node, guide, made_by in seen:
             found, why = fused_operands(node)
             others = [(fusing.inputs[index], operand) for fusing, index, operand in found]
